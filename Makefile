@@ -1,0 +1,28 @@
+# Both targets set everything up in .venv first; nothing else on the machine is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test slow lint clean
+
+demo: .venv/installed  ## Train, classify and report on embedded digits; prints the page's path last.
+	$(BIN)/tdsm demo
+
+test: .venv/installed lint  ## All checks: lint, layers, types, tests, doctests.
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: .venv/installed  ## The long repeats that `make test` leaves out.
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,adapters]"
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,35 @@
+"""Token-wise decoded decomposition of conditioned neural fields, and classification from its maps.
+
+Names are imported when first used, so that `import tdsm` and `tdsm --help` cost nothing.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+
+__version__ = version("tdsm")
+
+_PUBLIC = {
+    "FieldConfig": "tdsm.field",
+    "NeuralField": "tdsm.field",
+    "get_tdsm": "tdsm.field",
+    "load_field": "tdsm.load",
+    "TokenField": "tdsm.tokenfield",
+    "component_images": "tdsm.decompose",
+    "spatial_map": "tdsm.decompose",
+    "reduce_components": "tdsm.reduce",
+    "select_tokens": "tdsm.select",
+    "TDSMClassifier": "tdsm.heads",
+    "TdsmError": "tdsm.errors",
+}
+
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tdsm' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
