@@ -1,0 +1,53 @@
+"""Settings of the data layer. Imports no torch: the command line reads its flags from here."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Channels = Literal["auto", "grey", "rgb"]
+
+
+class DataConfig(BaseModel):
+    """Which images, how they are decoded, and how they are split.
+
+    >>> DataConfig(source="digits", max_train=500).validation_fraction
+    0.1
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field(
+        "digits",
+        description="Where the images come from: 'digits', a folder of images or of parquet files, an .npz file, a "
+        "Hugging Face data set id such as 'uoft-cs/cifar10', or KIND:WHERE, such as 'hub:uoft-cs/cifar10', "
+        "'parquet:PATH', 'folder:PATH', 'npz:PATH'.",
+    )
+    image_size: int | None = Field(
+        None,
+        gt=0,
+        description="Resize to squares of this many pixels: the shorter side is scaled, the centre is kept. "
+        "Needed when images differ in size.",
+    )
+    channels: Channels = Field(
+        "auto", description="Decode to one grey or three RGB channels; 'auto' is grey if every image is stored so."
+    )
+    max_train: int | None = Field(
+        None,
+        gt=0,
+        description="Keep a random subset of this many training images; validation is carved from these.",
+    )
+    max_test: int | None = Field(None, gt=0, description="Keep a random subset of this many test images.")
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=0.9, description="Share of the training images held out for validation, the same in each class."
+    )
+    image_column: str | None = Field(None, description="Column of the images in a parquet or hub source.")
+    label_column: str | None = Field(None, description="Column of the labels in a parquet or hub source.")
+
+
+class AugmentConfig(BaseModel):
+    """Random changes to training images; the default changes nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    crop: int = Field(0, ge=0, description="Shift images by up to this many pixels, edges filled by reflection.")
+    flip: bool = Field(False, description="Mirror half of the images left to right.")

@@ -1,0 +1,236 @@
+"""Turn image files into pixels, changing nothing without saying so.
+
+Pillow alone clips 16-bit grey to white, drops alpha and ignores EXIF rotation. Here every change is either undone,
+reported as a fact, or refused. What no decoder can see stays: a flipped bit inside JPEG data is a valid picture.
+"""
+
+import io
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from tdsm.data.config import Channels
+from tdsm.errors import DataError
+
+# Left out on purpose: formats whose decoder starts another program (EPS) or holds no single picture.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MAX_PIXELS = 2**26
+GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+MAX_LISTED = 20
+
+Encoded = bytes | Path | np.ndarray | None
+FACTS = {
+    "alpha": "of the images had transparency and were composited over white",
+    "cmyk": "of the images were CMYK and were converted to RGB without a colour profile",
+    "resized": "of the images were resized (shorter side scaled, centre kept)",
+    "repeated": "of the images were grey and were repeated to three channels",
+    "greyed": "of the images were in colour and were reduced to grey (luma)",
+}
+
+
+class Decoded(NamedTuple):
+    """Pixels (channels, height, width) uint8 and what happened to them, as keys of `FACTS`, or 'jpeg'."""
+
+    pixels: np.ndarray
+    facts: frozenset[str]
+
+
+class Refused(Exception):
+    """One image cannot be used; the message is the reason, without the image's name."""
+
+
+def decode_image(
+    source: Encoded, channels: Channels = "auto", size: int | None = None, *, name: str | None = None
+) -> UInt8[Tensor, "channels height width"]:
+    """Decode one image to uint8, upright, grey or RGB.
+
+    EXIF rotation is applied, 16-bit grey is scaled to 8 bits (v / 257, rounded), palettes are looked up, alpha that
+    is opaque everywhere is dropped and other alpha is composited over white. `size` scales the shorter side and
+    keeps the centre square.
+
+    >>> decode_image(np.full((4, 6), 7, dtype=np.uint8), "rgb").shape
+    torch.Size([3, 4, 6])
+
+    Args:
+        source: A file's path, its bytes, or pixels already decoded: uint8, (height, width) or (height, width, 3).
+        channels: "auto" keeps the kind the image is stored in.
+        size: Side of the square to resize to, in pixels.
+        name: What errors call the image.
+
+    Raises:
+        DataError: If the image is missing, empty, truncated, too large, animated or of an unknown kind.
+    """
+    try:
+        return torch.from_numpy(decode(source, channels, size).pixels)
+    except Refused as reason:
+        raise DataError(
+            f"{_printable(name or (str(source) if isinstance(source, Path) else 'image'))}: {reason}."
+        ) from None
+
+
+def decode_many(
+    named: Iterable[tuple[str, Encoded]], channels: Channels, size: int | None
+) -> tuple[np.ndarray, Counter[str]]:
+    """Decode all images, or list all that cannot be: pixels (samples, channels, height, width) and counted facts."""
+    pixels: list[np.ndarray] = []
+    facts: Counter[str] = Counter()
+    bad: list[tuple[str, str]] = []
+    sizes: dict[tuple[int, ...], list[str]] = {}
+    for name, source in named:
+        try:
+            image = decode(source, channels, size)
+        except Refused as reason:
+            bad.append((name, str(reason)))
+            continue
+        sizes.setdefault(image.pixels.shape[1:], []).append(name)
+        if len(sizes) == 1:
+            pixels.append(image.pixels)
+        facts.update(image.facts)
+    refuse_bad(bad)
+    _refuse_mixed_sizes(sizes)
+    depth = max(len(image) for image in pixels)
+    facts["repeated"] += sum(len(image) < depth for image in pixels)
+    return np.stack([np.broadcast_to(image, (depth, *image.shape[1:])) for image in pixels]), facts
+
+
+def refuse_bad(bad: list[tuple[str, str]]) -> None:
+    """Raise one `DataError` for all bad images, given as (name, reason), if there are any."""
+    if bad:
+        listed = "\n  ".join(f"{_printable(name)}: {reason}" for name, reason in bad[:MAX_LISTED])
+        more = f"\n  and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
+        raise DataError(f"{len(bad)} images cannot be used. Repair or remove them:\n  {listed}{more}")
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
+
+
+def _refuse_mixed_sizes(sizes: dict[tuple[int, ...], list[str]]) -> None:
+    if len(sizes) > 1:
+        seen = ", ".join(
+            f"{height}×{width} ({len(names)}, such as {_printable(names[0])})"
+            for (height, width), names in list(sizes.items())[:5]
+        )
+        raise DataError(
+            f"Images differ in size (height×width): {len(sizes)} sizes, among them {seen}. "
+            "Set image_size to resize them all to one square."
+        )
+
+
+def decode(source: Encoded, channels: Channels, size: int | None) -> Decoded:
+    """Decode one image; raise `Refused` with the reason when it cannot be used."""
+    facts: set[str] = set()
+    with _strict_pillow():
+        try:
+            image = _grey_or_rgb(_open(source, facts), facts)
+        except (Refused, MemoryError):
+            raise
+        except Exception as error:  # Pillow's decoders raise a dozen unrelated types on damaged input
+            raise Refused(f"damaged or truncated ({type(error).__name__}: {error})") from error
+    return Decoded(_pixels(image, channels, size, facts), frozenset(facts))
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Refuse truncated files even where another library told Pillow to fill them up; keep warnings quiet."""
+    from PIL import ImageFile
+
+    is_lenient = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = is_lenient
+
+
+def _open(source: Encoded, facts: set[str]) -> Any:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(source)
+    try:
+        image: Any = Image.open(io.BytesIO(_read(source)), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise Refused(f"not an image in a known format ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise Refused(f"more than {MAX_PIXELS} pixels") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise Refused(f"{image.width}×{image.height} pixels, more than {MAX_PIXELS}")
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise Refused(f"holds {image.n_frames} frames, expected a single picture")
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise Refused("holds 32-bit pixels of unknown range, expected 8 or 16 bits")
+    if image.format in ("JPEG", "MPO"):
+        facts.add("jpeg")
+    image.load()
+    return ImageOps.exif_transpose(image)
+
+
+def _read(source: Encoded) -> bytes:
+    if source is None:
+        raise Refused("holds no image bytes")
+    try:
+        data = source.read_bytes() if isinstance(source, Path) else bytes(source)
+    except OSError as error:
+        raise Refused(f"cannot be read ({error.strerror})") from None
+    if not data:
+        raise Refused("is empty (0 bytes)")
+    return data
+
+
+def _grey_or_rgb(image: Any, facts: set[str]) -> Any:
+    """Return the image in Pillow's mode L or RGB."""
+    from PIL import Image
+
+    mode = "L" if image.mode in GREY_MODES or _is_grey_palette(image) else "RGB"
+    if image.mode.startswith("I"):
+        return _eight_bits(image)
+    if image.mode == "CMYK":
+        facts.add("cmyk")
+    if image.mode in ALPHA_MODES or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            facts.add("alpha")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB")
+    return image.convert(mode)
+
+
+def _is_grey_palette(image: Any) -> bool:
+    if image.mode != "P":
+        return False
+    red, green, blue = (band.tobytes() for band in image.convert("RGB").split())
+    return red == green == blue
+
+
+def _eight_bits(image: Any) -> Any:
+    from PIL import Image
+
+    if "transparency" in image.info:
+        raise Refused("holds 16-bit grey with a transparent level, expected no transparency")
+    return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+def _pixels(image: Any, channels: Channels, size: int | None, facts: set[str]) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    wanted = {"auto": image.mode, "grey": "L", "rgb": "RGB"}[channels]
+    if wanted != image.mode:
+        facts.add("greyed" if wanted == "L" else "repeated")
+        image = image.convert(wanted)
+    if size is not None and image.size != (size, size):
+        facts.add("resized")
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    pixels = np.array(image)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

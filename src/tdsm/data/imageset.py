@@ -1,0 +1,102 @@
+"""A set of labelled images, and the three sets one run works with."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from tdsm.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Hold images, labels and stable sample ids.
+
+    `ids` count the samples of a source split in the source's own order. Sets carved from one source split share
+    that count, so an id says which picture it is, whatever was drawn or left out.
+
+    >>> images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    >>> pets = ImageSet(images, torch.tensor([0, 1, 1]), torch.tensor([4, 7, 9]), ("cat", "dog"))
+    >>> len(pets), pets.subset([2, 0]).ids, pets.floats([0]).shape
+    (3, tensor([9, 4]), torch.Size([1, 1, 8, 8]))
+
+    Raises:
+        UsageError: If shapes or dtypes do not fit, labels have no class, or ids repeat.
+    """
+
+    images: UInt8[Tensor, "samples channels height width"]
+    labels: Int64[Tensor, "samples"]
+    ids: Int64[Tensor, "samples"]
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not belong together."""
+        if self.images.ndim != 4 or self.images.dtype != torch.uint8:
+            raise UsageError(
+                f"ImageSet: images are {self.images.dtype} of shape {tuple(self.images.shape)}, "
+                "expected torch.uint8 of shape (samples, channels, height, width)."
+            )
+        for name, values in (("labels", self.labels), ("ids", self.ids)):
+            if values.shape != self.images.shape[:1] or values.dtype != torch.int64:
+                raise UsageError(
+                    f"ImageSet: {name} are {values.dtype} of shape {tuple(values.shape)}, "
+                    f"expected torch.int64 of shape ({len(self.images)},), one for each image."
+                )
+        if len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+            raise UsageError(
+                f"ImageSet: labels run from {int(self.labels.min())} to {int(self.labels.max())}, "
+                f"expected 0 to {len(self.classes) - 1}, since there are {len(self.classes)} classes."
+            )
+        if len(self.ids.unique()) != len(self):
+            raise UsageError("ImageSet: ids repeat, expected each sample once.")
+
+    def __len__(self) -> int:
+        """Count the samples."""
+        return len(self.images)
+
+    def subset(self, indices: Sequence[int] | Tensor) -> "ImageSet":
+        """Keep the samples at these positions, in this order. Positions are not ids."""
+        rows = self._rows(indices)
+        return ImageSet(self.images[rows], self.labels[rows], self.ids[rows], self.classes)
+
+    def floats(self, indices: Sequence[int] | Tensor | None = None) -> Float[Tensor, "n channels height width"]:
+        """Return images, or those at `indices`, as float32 in [-1, 1]: x / 127.5 − 1."""
+        images = self.images if indices is None else self.images[self._rows(indices)]
+        return images.float() / 127.5 - 1
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 over images, labels, ids and class names."""
+        digest = hashlib.sha256(json.dumps([list(self.images.shape), self.classes]).encode())
+        for part in (self.images, self.labels, self.ids):
+            digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def _rows(self, indices: Sequence[int] | Tensor) -> Tensor:
+        rows = torch.as_tensor(indices)
+        if rows.numel() == 0:
+            return torch.empty(0, dtype=torch.int64)
+        if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
+            raise UsageError(
+                f"ImageSet: indices are {rows.dtype} of shape {tuple(rows.shape)}, expected a list of ints."
+            )
+        if not -len(self) <= int(rows.min()) <= int(rows.max()) < len(self):
+            raise UsageError(f"ImageSet: indices run to {int(rows.max())}, but there are {len(self)} samples.")
+        return rows.long()
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Hold what one run trains on, selects by and is scored on.
+
+    `notes` are plain sentences about what was done to the data; print them wherever numbers are shown.
+    """
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    name: str
+    notes: tuple[str, ...]
