@@ -1,0 +1,1 @@
+"""Foreign models and checkpoints, brought to the interface of a token field."""

@@ -1,0 +1,129 @@
+"""Everything that can be set, with its range: the settings of each part and of a run made of them.
+
+All models are frozen and refuse unknown keys. No torch is imported here, so that `--help` is quick.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tdsm.data.config import AugmentConfig, DataConfig
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FieldConfig(Settings):
+    """Widths and counts of a field. The defaults are the reference scale (CIFAR-10, 256 tokens × 512)."""
+
+    channels: Positive = Field(3, description="Channels of the signal: 3 for RGB, 1 for grey. Runs take the data's.")
+    num_axes: Positive = Field(2, description="Axes of the signal: 1 audio, 2 images, 3 volumes.")
+    mapping_dim: Positive = Field(96, description="Fourier features per block; queries are twice as wide.")
+    fourier_scale: float = Field(15.0, gt=0, description="Standard deviation of the Fourier matrix.")
+    widths: tuple[Positive, ...] = Field((256, 384, 512), min_length=1, description="Width of each encoder block.")
+    num_latents: Positive = Field(256, description="Latents of every block, which is the number of tokens.")
+    latents: Literal["fixed", "learned", "random"] = Field(
+        "fixed", description="Latents' start: sinusoidal and fixed, sinusoidal and trained, or random and trained."
+    )
+    cross_heads: Positive = Field(4, description="Heads of every cross-attention.")
+    cross_head_dim: Positive = Field(128, description="Width of a cross-attention head.")
+    self_heads: Positive = Field(8, description="Heads of every self-attention.")
+    self_head_dim: Positive = Field(128, description="Width of a self-attention head.")
+    processor_depth: int = Field(4, ge=0, description="Rounds of self-attention and feed-forward.")
+    feedforward_multiple: Positive = Field(4, description="Hidden width of a feed-forward over its width.")
+    has_query_residual: bool = Field(True, description="Whether the decoder adds the query to what it attended.")
+    has_decoder_feedforward: bool = Field(True, description="Whether the decoder has a feed-forward.")
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens an image becomes."""
+        return self.num_latents
+
+    @property
+    def query_dim(self) -> int:
+        """Width of the query features, which is the decoder's width."""
+        return 2 * self.mapping_dim
+
+
+class HeadConfig(Settings):
+    """What stands between maps and class scores."""
+
+    pool: Literal["avg", "max", "flatten", "cnn", "attention", "transformer"] = Field(
+        "avg", description="Kind of head."
+    )
+    hidden_dim: int = Field(0, ge=0, description="Hidden width of the MLP after `flatten`; 0 is a linear layer.")
+    kernel_size: Literal[1, 3] = Field(3, description="Window of the convolutions of `cnn`.")
+    width: Positive = Field(64, description="Channels of `cnn`, width of `transformer`.")
+    depth: Positive = Field(2, description="Convolutions of `cnn`, layers of `transformer`.")
+    num_weightings: Positive = Field(4, description="Weightings of `attention`, each pooled on its own.")
+    attention_scope: Literal["location", "global"] = Field(
+        "location", description="Whether `attention` weighs tokens anew at each location or once an image."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the class scores.")
+
+
+class TrainConfig(Settings):
+    """How a field is trained to reconstruct."""
+
+    steps: int = Field(3000, ge=0, description="Optimizer steps; 0 keeps the field as it starts.")
+    batch_size: Positive = Field(64, description="Images a step.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak of the learning rate (AdamW, warm-up, then cosine).")
+    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    gradient_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    num_queries: int | None = Field(None, ge=1, description="Random points decoded a step; all points if not set.")
+    context_fraction: float = Field(1.0, gt=0, le=1, description="Random share of the pixels encoded a step.")
+    augment: AugmentConfig = Field(AugmentConfig(), description="Random crops and flips of the training images.")
+    validate_every: Positive = Field(250, description="Steps between measurements on validation images.")
+    validation_images: Positive = Field(256, description="Validation images measured, the first ones.")
+    checkpoint_every: Positive = Field(250, description="Steps between checkpoints; two are kept.")
+
+
+class MapConfig(Settings):
+    """Which spatial maps are made of a field's tokens."""
+
+    reduction: Literal["mean", "rgb", "l2"] = Field("mean", description="What becomes of the colour channels.")
+    selection: str = Field("all", description="Tokens decoded: all, stride:n, first:n, or indices such as 0,5,7.")
+    size: tuple[Positive, Positive] | None = Field(None, description="Height and width; the image's if not set.")
+    strategy: Literal["auto", "loop", "batched", "exact"] = Field("auto", description="How tokens are decoded.")
+    batch_size: Positive = Field(64, description="Images encoded at once.")
+
+
+class ProbeConfig(Settings):
+    """How every head and baseline is trained and chosen: the same way for all of them."""
+
+    rows: tuple[str, ...] = Field((), description="Rows of the table, by name; all of them if not set.")
+    epochs: Positive = Field(40, description="Passes over the training features.")
+    batch_size: Positive = Field(128, description="Samples a step.")
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1e-3, 1e-2), min_length=1, description="Learning rates tried; validation chooses."
+    )
+    weight_decays: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (1e-2,), min_length=1, description="Weight decays tried; validation chooses."
+    )
+    views: int = Field(0, ge=0, description="Augmented copies of each training image beside the image itself.")
+    augment: AugmentConfig = Field(AugmentConfig(crop=4, flip=True), description="How those copies are made.")
+    neighbours: tuple[Positive, ...] = Field(
+        (1, 5, 20, 200), min_length=1, description="k of k-NN; validation chooses."
+    )
+    temperature: float = Field(0.1, gt=0, description="Temperature of the k-NN vote, exp(cosine / temperature).")
+
+
+class RunConfig(Settings):
+    """A whole run: data, field, its training, its maps, the heads and baselines on them."""
+
+    seed: int = Field(0, ge=0, description="Seed of every random draw.")
+    init: str | None = Field(
+        None, description="Start from this field: a run folder, a save_pretrained folder or a published .pt file."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    data: DataConfig = Field(DataConfig(), description="Images and their splits.")
+    field: FieldConfig = Field(FieldConfig(), description="The field.")
+    train: TrainConfig = Field(TrainConfig(), description="Training by reconstruction.")
+    maps: MapConfig = Field(MapConfig(), description="Spatial maps.")
+    probe: ProbeConfig = Field(ProbeConfig(), description="Heads and baselines.")

@@ -1,0 +1,57 @@
+"""What every test shares: a fixed seed, one thread, repeatable properties and one small field."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from tdsm.field import FieldConfig, NeuralField
+
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("repeatable")
+torch.set_num_threads(1)  # a second thread only waits on tensors this small
+
+# Every width differs, so that a mixed-up axis cannot go unseen.
+SMALL = {
+    "widths": (10, 12, 14),
+    "num_latents": 5,
+    "mapping_dim": 8,
+    "fourier_scale": 3.0,
+    "cross_heads": 2,
+    "cross_head_dim": 6,
+    "self_heads": 3,
+    "self_head_dim": 4,
+    "processor_depth": 2,
+    "feedforward_multiple": 2,
+}
+
+
+def small_field(dtype: torch.dtype = torch.float64, **changes: object) -> NeuralField:
+    """Return a small field with every weight drawn at random, biases and norms included."""
+    field = NeuralField(FieldConfig(**SMALL | changes)).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return field
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def field() -> NeuralField:
+    return small_field()
+
+
+@pytest.fixture
+def tokens(field) -> torch.Tensor:
+    """Tokens of two images."""
+    return torch.randn(2, field.config.num_tokens, field.config.widths[-1], dtype=torch.float64)
