@@ -5,6 +5,7 @@ Coordinates run over [-1, 1] with the corners included, in the order of the axes
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from jaxtyping import Float
@@ -34,8 +35,8 @@ def grid(size: Sequence[int], *, device: torch.device | str | None = None) -> Fl
     Raises:
         UsageError: If a count is smaller than 1.
     """
-    if not size or any(int(n) != n or n < 1 for n in size):
-        raise UsageError(f"grid: size is {tuple(size)}, expected one count of at least 1 per axis, such as (32, 32).")
+    if not isinstance(size, Sequence) or not size or any(not isinstance(n, Integral) or n < 1 for n in size):
+        raise UsageError(f"grid: size is {size!r}, expected one count of at least 1 per axis, such as (32, 32).")
     axes = [torch.linspace(-1.0, 1.0, int(n), device=device) for n in size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
 

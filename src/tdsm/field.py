@@ -8,6 +8,7 @@ cross-attention to the tokens. Equal number for number to the published Cascaded
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
@@ -19,12 +20,30 @@ from torch import Tensor, nn
 from tdsm import io
 from tdsm.attention import Attention, AttentionParts, FeedForward
 from tdsm.coords import FourierFeatures, grid, sinusoids
-from tdsm.decompose import map_queries
+from tdsm.decomposition import map_queries
 from tdsm.errors import CheckpointError, UsageError
 from tdsm.settings import FieldConfig
 from tdsm.tokenfield import GatedReadout, TokenField
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+# A conditioned neural field
+
+Turns an image into tokens and answers "what colour is here?" at any coordinate, by cross-attention to them.
+Images are channels first, in [-1, 1]; `config.json` holds widths and counts.
+
+    import tdsm
+    field = tdsm.NeuralField.from_pretrained("THIS_REPOSITORY_OR_FOLDER")
+    tokens = field.encode(images)
+    components = tdsm.component_images(field, tokens, size=(32, 32))
+
+`pip install tdsm`. Training data and scores: as recorded by whoever trained it.
+"""
 
 
 class EncoderBlock(nn.Module):
@@ -68,7 +87,14 @@ class ProcessorBlock(nn.Module):
         return x + self.feedforward(x)
 
 
-class NeuralField(TokenField, ModelHubMixin, library_name="tdsm", tags=["tdsm", "neural-field"], license="mit"):
+class NeuralField(
+    TokenField,
+    ModelHubMixin,
+    library_name="tdsm",
+    tags=["neural-field"],
+    license="mit",
+    model_card_template=MODEL_CARD,
+):
     """A neural field conditioned on tokens that it encodes from an image.
 
     >>> config = FieldConfig(widths=(16, 24), num_latents=8, mapping_dim=6, cross_head_dim=8, self_head_dim=4)
@@ -116,8 +142,7 @@ class NeuralField(TokenField, ModelHubMixin, library_name="tdsm", tags=["tdsm", 
         coords = grid(images.shape[2:], device=images.device)
         values = rearrange(images, "b c ... -> b (...) c")
         if keep is not None:
-            if keep.numel() == 0 or int(keep.min()) < 0 or int(keep.max()) >= coords.shape[0]:
-                raise UsageError(f"encode: keep needs at least one pixel index in 0..{coords.shape[0] - 1}.")
+            self._check_keep(keep, images.shape[0], coords.shape[0])
             keep = keep.expand(values.shape[0], -1)
             values = values.gather(1, repeat(keep, "b n -> b n c", c=values.shape[-1]))
             coords = coords[keep]
@@ -129,6 +154,11 @@ class NeuralField(TokenField, ModelHubMixin, library_name="tdsm", tags=["tdsm", 
         coords: Float[Tensor, "points axes"] | Float[Tensor, "batch points axes"],
     ) -> Float[Tensor, "batch tokens token_width"]:
         """Turn scattered samples of a signal into tokens: values and where they were taken, in [-1, 1]."""
+        if values.ndim != 3 or coords.shape[-2:] != (values.shape[1], self.num_axes):
+            raise UsageError(
+                f"encode: values have shape {tuple(values.shape)} and coords {tuple(coords.shape)}, expected "
+                f"(batch, points, {self.config.channels}) and (points, {self.num_axes})."
+            )
         features = self.fourier(coords).to(values.dtype).expand(*values.shape[:2], -1)
         return self.encode_context(torch.cat([values, features], dim=-1))
 
@@ -136,6 +166,12 @@ class NeuralField(TokenField, ModelHubMixin, library_name="tdsm", tags=["tdsm", 
         self, context: Float[Tensor, "batch points context_width"]
     ) -> Float[Tensor, "batch tokens token_width"]:
         """Turn context vectors (values beside Fourier features of their coordinates) into tokens."""
+        width = self.config.channels + self.config.query_dim
+        if context.ndim != 3 or context.shape[-1] != width or not context.shape[1]:
+            raise UsageError(
+                f"encode: context has shape {tuple(context.shape)}, this field reads (batch, points, {width}): "
+                f"{self.config.channels} values beside {self.config.query_dim} Fourier features."
+            )
         first, *rest = self.encoder
         tokens = first(context, None)
         for block in rest:
@@ -189,15 +225,17 @@ class NeuralField(TokenField, ModelHubMixin, library_name="tdsm", tags=["tdsm", 
 
     def get_tdsm(
         self,
-        data: Float[Tensor, "batch channels height width"] | Float[Tensor, "batch points context_width"],
+        data: Float[Tensor, "batch channels height width"] | Float[Tensor, "batch samples context_width"],
         queries: Float[Tensor, "points query_width"],
         reduce_rgb: str = "mean",
-    ) -> Float[Tensor, "batch height width maps"]:
+    ) -> Float[Tensor, "batch side side maps"]:
         """Return the spatial map of raw data; see the function `get_tdsm`."""
         return get_tdsm(self, data, queries, reduce_rgb)
 
     def _check_images(self, images: Tensor) -> None:
         config = self.config
+        if not isinstance(images, Tensor):
+            raise UsageError(f"encode: images are {type(images).__name__}, expected a torch tensor.")
         if images.ndim != config.num_axes + 2 or images.shape[1] != config.channels:
             expected = "(batch, {}, {})".format(config.channels, ", ".join(["size"] * config.num_axes))
             raise UsageError(f"encode: images have shape {tuple(images.shape)}, this field takes {expected}.")
@@ -206,12 +244,33 @@ class NeuralField(TokenField, ModelHubMixin, library_name="tdsm", tags=["tdsm", 
                 f"encode: images are {images.dtype}, expected floating point in [-1, 1]. For bytes: images / 127.5 - 1."
             )
 
+        self._check_dtype("encode: images", images)
+
+    def _check_keep(self, keep: Tensor, images: int, pixels: int) -> None:
+        is_tensor = isinstance(keep, Tensor)
+        integers = is_tensor and keep.dtype in (torch.int32, torch.int64)
+        if not integers or not keep.ndim or keep.shape[:-1] not in ((), (1,), (images,)) or not keep.numel():
+            seen = f"{keep.dtype} {tuple(keep.shape)}" if is_tensor else type(keep).__name__
+            raise UsageError(
+                f"encode: keep is {seen}, expected an integer tensor (kept,) or ({images}, kept), at least one pixel."
+            )
+        least, most = int(keep.min()), int(keep.max())
+        if least < 0 or most >= pixels:
+            raise UsageError(f"encode: keep names pixels {least}..{most}, expected indices in 0..{pixels - 1}.")
+
     def _check_tokens(self, tokens: Tensor) -> None:
-        if tokens.ndim != 3 or tokens.shape[-1] != self.config.widths[-1]:
+        if tokens.ndim != 3 or tokens.shape[-1] != self.config.widths[-1] or not tokens.shape[1]:
             raise UsageError(
                 f"decode: tokens have shape {tuple(tokens.shape)}, this field decodes (batch, tokens, "
                 f"{self.config.widths[-1]}). Pass the tokens of the same field: field.encode(images)."
             )
+        self._check_dtype("decode: tokens", tokens)
+
+    def _check_dtype(self, what: str, given: Tensor) -> None:
+        own = self.to_channels.weight.dtype
+        mixed = given.is_floating_point() and torch.is_autocast_enabled(given.device.type)
+        if given.dtype != own and not mixed:
+            raise UsageError(f"{what} are {given.dtype}, this field computes in {own}. Convert one: .to({own}).")
 
     def write(self, folder: Path) -> None:
         """Write weights and config into a folder, as `save_pretrained` does, without a model card."""
@@ -220,6 +279,14 @@ class NeuralField(TokenField, ModelHubMixin, library_name="tdsm", tags=["tdsm", 
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.write(Path(save_directory))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "NeuralField":
+        """Load a saved field from a folder or the hub; damage is a `CheckpointError`."""
+        config = Path(pretrained_model_name_or_path) / CONFIG_FILE
+        if config.is_file():
+            parse_config(io.read_json(config), where=str(config))  # before the hub's mixin reads it unchecked
+        return super().from_pretrained(pretrained_model_name_or_path, **options)
 
     @classmethod
     def _from_pretrained(
@@ -264,10 +331,10 @@ class NeuralField(TokenField, ModelHubMixin, library_name="tdsm", tags=["tdsm", 
 
 def get_tdsm(
     field: NeuralField,
-    data: Float[Tensor, "batch channels height width"] | Float[Tensor, "batch points context_width"],
+    data: Float[Tensor, "batch channels height width"] | Float[Tensor, "batch samples context_width"],
     queries: Float[Tensor, "points query_width"],
     reduce_rgb: str = "mean",
-) -> Float[Tensor, "batch height width maps"]:
+) -> Float[Tensor, "batch side side maps"]:
     """Return the token-decoded spatial map of raw data at the queries of a square grid.
 
     The name and arguments are those of the method's author; `spatial_map` is the general form.
@@ -281,13 +348,13 @@ def get_tdsm(
     Raises:
         UsageError: If a shape does not fit, or the number of queries is no square.
     """
-    side = math.isqrt(queries.shape[0])
-    if queries.ndim != 2 or side * side != queries.shape[0] or field.num_axes != 2:
+    side = math.isqrt(queries.shape[0]) if queries.ndim == 2 else 0
+    if not side or side * side != queries.shape[0] or field.num_axes != 2:
         raise UsageError(
             f"get_tdsm: queries have shape {tuple(queries.shape)}, expected (side · side, width) of a square grid. "
             "For other grids: spatial_map(field, field.encode(images), size=(height, width))."
         )
-    tokens = field.encode(data) if data.ndim == 4 else field.encode_context(data)
+    tokens = field.encode_context(data) if data.ndim == 3 else field.encode(data)
     if queries.shape[1] == field.num_axes:
         queries = field.queries(queries)
     if queries.shape[1] != field.config.query_dim:

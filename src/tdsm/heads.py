@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from jaxtyping import Float
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from tdsm.errors import UsageError
@@ -176,36 +177,42 @@ class TDSMClassifier(nn.Module):
         **options: object,
     ):
         super().__init__()
-        if pool not in HEADS:
+        if not isinstance(pool, str) or pool not in HEADS:
             raise UsageError(f"TDSMClassifier: unknown pool {pool!r}, expected one of {', '.join(HEADS)}.")
-        if min(num_tokens, num_classes, *size) < 1:
+        counts = [num_tokens, num_classes, *(size if isinstance(size, tuple | list) else [0])]
+        if len(counts) != 4 or any(not isinstance(count, int) or count < 1 for count in counts):
             raise UsageError(
-                f"TDSMClassifier: num_tokens {num_tokens}, num_classes {num_classes} and size {size} must be positive."
+                f"TDSMClassifier: num_tokens {num_tokens!r}, num_classes {num_classes!r}, size {size!r}: expected "
+                "whole numbers of at least 1, and size as (height, width)."
             )
         try:
             self.config = HeadConfig.model_validate({"pool": pool, **options})
-        except ValueError as error:
-            raise UsageError(f"TDSMClassifier: {error}") from None
-        self.size = size if pool in ("flatten", "transformer") else None
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
+            raise UsageError(f"TDSMClassifier: {wrong}. Options are {', '.join(HeadConfig.model_fields)}.") from None
+        self.size = tuple(size) if pool in ("flatten", "transformer") else None
         self.num_tokens = num_tokens
         self.register_buffer("mean", torch.zeros(num_tokens))
         self.register_buffer("deviation", torch.ones(num_tokens))
         self.head = HEADS[pool](num_tokens, num_classes, size, self.config)
 
     def fit_statistics(self, mean: Float[Tensor, " maps"], deviation: Float[Tensor, " maps"]) -> None:
-        """Standardise by these channel statistics of the training maps from now on."""
+        """Standardise by these channel statistics from now on; a map that is constant in training is only centred."""
         self.mean.copy_(mean)
-        self.deviation.copy_(deviation)
+        self.deviation.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
 
     def forward(self, maps: Maps) -> Logits:
         """Return class scores (logits)."""
-        if maps.ndim != 4 or maps.shape[-1] != self.num_tokens or (self.size or maps.shape[1:3]) != maps.shape[1:3]:
+        size = self.size or maps.shape[1:3]
+        if maps.ndim != 4 or maps.shape[1:] != (*size, self.num_tokens) or 0 in size:
             height, width = self.size or ("height", "width")
             raise UsageError(
                 f"TDSMClassifier: maps have shape {tuple(maps.shape)}, expected "
                 f"(batch, {height}, {width}, {self.num_tokens}), channels last."
             )
-        return self.head((maps - self.mean) / (self.deviation + 1e-6))
+        if torch.promote_types(maps.dtype, self.mean.dtype) != self.mean.dtype:
+            raise UsageError(f"TDSMClassifier: maps are {maps.dtype}, this classifier computes in {self.mean.dtype}.")
+        return self.head((maps - self.mean) / self.deviation)
 
 
 def _classify(width: int, classes: int, config: HeadConfig) -> nn.Module:

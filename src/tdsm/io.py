@@ -75,6 +75,8 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not path.exists():
+            os.replace(old, path)
         raise
     sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
@@ -90,7 +92,7 @@ def verify_folder(path: Path) -> None:
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"{path}: its manifest names {name!r}, which is missing. Use another copy.")
-        if file.stat().st_size != entry["size"] or file_hash(file) != entry["sha256"]:
+        if entry != {"size": file.stat().st_size, "sha256": file_hash(file)}:
             raise CheckpointError(f"{file}: size or hash differ from the manifest; it is damaged. Use another copy.")
 
 

@@ -40,9 +40,19 @@ def reduce_components(components: Components, reduction: str) -> Map:
     >>> reduce_components(torch.zeros(2, 8, 32, 32, 3), "rgb").shape
     torch.Size([2, 32, 32, 24])
     """
-    if reduction not in REDUCTIONS:
-        raise UsageError(f"spatial_map: unknown reduction {reduction!r}, expected one of {', '.join(REDUCTIONS)}.")
+    check_reduction(reduction)
+    if components.ndim < 4 or not components.is_floating_point():
+        raise UsageError(
+            f"reduce_components: components are {components.dtype} of shape {tuple(components.shape)}, expected "
+            "floating point (batch, tokens, *size, channels), as component_images returns them."
+        )
     return REDUCTIONS[reduction](components)
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise `UsageError` unless a reduction of this name exists."""
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
+        raise UsageError(f"spatial_map: unknown reduction {reduction!r}, expected one of {', '.join(REDUCTIONS)}.")
 
 
 def num_maps(num_tokens: int, channels: int, reduction: str) -> int:

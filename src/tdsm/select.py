@@ -1,6 +1,7 @@
 """Which tokens to decode."""
 
 from collections.abc import Callable, Sequence
+from operator import index as index_of
 
 from tdsm.errors import UsageError
 
@@ -35,6 +36,8 @@ def select_tokens(num_tokens: int, selection: str | Sequence[int] | None) -> lis
     Raises:
         UsageError: If the selection is unknown, empty, repeats a token or names one that is not there.
     """
+    if num_tokens < 1:
+        raise UsageError(f"selection: there are {num_tokens} tokens, expected at least 1 to choose from.")
     if selection is None:
         return list(range(num_tokens))
     if isinstance(selection, str):
@@ -43,7 +46,10 @@ def select_tokens(num_tokens: int, selection: str | Sequence[int] | None) -> lis
             known = ", ".join(f'"{key}:n"' for key in SELECTIONS)
             raise UsageError(f"selection {selection!r}: expected {known} with n of at least 1, or a list of indices.")
         return SELECTIONS[name](num_tokens, int(count))
-    indices = [int(index) for index in selection]
+    try:
+        indices = [index_of(index) for index in selection]
+    except TypeError:
+        raise UsageError(f"selection {selection!r}: expected a list of whole numbers, such as [0, 5, 7].") from None
     if not indices:
         raise UsageError("selection is empty: name at least one token, or None for all.")
     if len(set(indices)) < len(indices):

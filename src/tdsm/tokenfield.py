@@ -101,9 +101,16 @@ class TokenField(nn.Module):
         Raises:
             UsageError: If both or neither of `size` and `coords` are given, or they do not fit the field.
         """
-        points, shape = resolve_points(self, size, coords, device=tokens.device)
+        points, shape = resolve_points(self, size, coords, device=device_of(tokens))
         queries = self.queries(points)
         return self.readout(queries, self.attend(queries, tokens)).unflatten(1, shape)
+
+
+def device_of(tokens: Tensor) -> torch.device:
+    """Return where tokens are; raise `UsageError` if they are no tensor."""
+    if not isinstance(tokens, Tensor):
+        raise UsageError(f"decode: tokens are {type(tokens).__name__}, expected a torch tensor (batch, tokens, width).")
+    return tokens.device
 
 
 def resolve_points(
@@ -119,9 +126,11 @@ def resolve_points(
         raise UsageError(f"decode: give either size=(H, W) or coords=(points, axes); {given} was given.")
     if coords is None:
         assert size is not None
-        if len(size) != field.num_axes:
+        points = grid(size, device=device)
+        if points.shape[1] != field.num_axes:
             raise UsageError(f"decode: size {tuple(size)} has {len(size)} axes, this field has {field.num_axes}.")
-        return grid(size, device=device), tuple(size)
-    if coords.ndim != 2 or coords.shape[1] != field.num_axes:
-        raise UsageError(f"decode: coords have shape {tuple(coords.shape)}, expected (points, {field.num_axes}).")
+        return points, tuple(map(int, size))
+    if not isinstance(coords, Tensor) or coords.ndim != 2 or coords.shape[1] != field.num_axes or not len(coords):
+        seen = f"have shape {tuple(coords.shape)}" if isinstance(coords, Tensor) else f"are {type(coords).__name__}"
+        raise UsageError(f"decode: coords {seen}, expected a tensor (points, {field.num_axes}), one point or more.")
     return coords.to(device), (coords.shape[0],)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import tdsm
-from tdsm.decompose import STRATEGIES, component_images
+from tdsm.decomposition import STRATEGIES, component_images
 from tdsm.errors import CheckpointError, UsageError
 from tests import reference
 

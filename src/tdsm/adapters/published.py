@@ -57,6 +57,8 @@ def infer_config(state: Mapping[str, Tensor], *, where: str, cross_heads: int, s
     def shape(name: str) -> torch.Size:
         if name not in state:
             raise CheckpointError(f"{where}: weight {name!r} is missing, so the field's size cannot be read from it.")
+        if state[name].ndim != 2 or not state[name].numel():
+            raise CheckpointError(f"{where}: {name} has shape {tuple(state[name].shape)}, expected a matrix.")
         return state[name].shape
 
     def head_dim(name: str, heads: int, option: str) -> int:
@@ -95,12 +97,21 @@ def _read(path: Path) -> dict:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file.") from None
     except Exception as error:  # torch raises a dozen kinds for damaged files
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint of tensors only ({error}).") from None
+        # The message of torch advises to load without its guard; ours does not repeat it.
+        raise CheckpointError(
+            f"{path}: cannot be read as a checkpoint of tensors only ({type(error).__name__}). It is damaged, no "
+            "checkpoint, or holds more than tensors; nothing in it was executed."
+        ) from None
     expected = {"model_state_dict": dict, "fourier_encoder_state_dict": dict}
     for key, kind in expected.items():
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
             seen = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
             raise CheckpointError(f"{path}: expected a table {key!r}, saw {seen}. Is it a published checkpoint?")
+        strange = [name for name, value in checkpoint[key].items() if not isinstance(value, Tensor)]
+        if strange:
+            raise CheckpointError(
+                f"{path}: {key} should hold tensors only, but {', '.join(map(str, strange))} is none."
+            )
     if set(checkpoint["fourier_encoder_state_dict"]) != {"B"}:
         seen = ", ".join(checkpoint["fourier_encoder_state_dict"])
         raise CheckpointError(f"{path}: fourier_encoder_state_dict should hold exactly 'B', saw {seen or 'nothing'}.")

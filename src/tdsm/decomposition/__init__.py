@@ -1,0 +1,21 @@
+"""Decompositions of a token field's output into one component an image token."""
+
+from tdsm.decomposition.decompose import DECOMPOSITIONS, Decomposition, decompose
+from tdsm.decomposition.plan import Plan, plan_decoding
+from tdsm.decomposition.pooled import POOLS, pooled_map
+from tdsm.decomposition.solo import STRATEGIES, component_images, map_queries, missing_space, spatial_map
+
+__all__ = [
+    "DECOMPOSITIONS",
+    "POOLS",
+    "STRATEGIES",
+    "Decomposition",
+    "Plan",
+    "component_images",
+    "decompose",
+    "map_queries",
+    "missing_space",
+    "plan_decoding",
+    "pooled_map",
+    "spatial_map",
+]

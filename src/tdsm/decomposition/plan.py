@@ -1,0 +1,78 @@
+"""What `strategy="auto"` decides: how tokens are decoded, where, and how many at once; and why."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from tdsm.decomposition.definition import Queries, default_chunk
+from tdsm.decomposition.kernels import cpu
+from tdsm.decomposition.kernels.gated_sum import fastest
+from tdsm.decomposition.separated import MAP_FLOATS
+from tdsm.tokenfield import TokenField
+
+log = logging.getLogger("tdsm")
+
+COMPILE_SECONDS = 0.5  # of the CPU kernel, once per machine
+EAGER_UNITS_PER_SECOND = 5e7  # gated hidden units per second, eager, on a slow core
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How tokens will be decoded alone."""
+
+    strategy: str  # a name in STRATEGIES
+    backend: str | None  # of the separated readout: "eager", "cpu", "gpu"; None where it is not separated
+    chunk: int  # (image, token) pairs decoded at once
+    reason: str
+
+
+def plan_decoding(
+    field: TokenField, pairs: int, queries: Queries, *, channels: int = 3, chunk: int | None = None
+) -> Plan:
+    """Choose strategy, backend and chunk from shapes, device, dtype and whether compiling pays.
+
+    Exact decoding is never slower than the loop, so it is always the strategy. The compiled kernel serves float32
+    on CPU and GPU; elsewhere, and for work that is done sooner than a first compilation, it is the eager form.
+
+    >>> from tdsm.field import FieldConfig, NeuralField
+    >>> field = NeuralField(FieldConfig(widths=(16,), num_latents=8, mapping_dim=6))
+    >>> plan_decoding(field, pairs=8, queries=field.queries(torch.zeros(64, 2))).strategy
+    'exact'
+
+    Args:
+        field: The field that decodes.
+        pairs: (image, token) pairs to decode.
+        queries: Query features, (points, width).
+        channels: Channels the readout computes: 1 for the reduction to the mean, else all.
+        chunk: The caller's choice, kept.
+    """
+    readout = field.gated_readout()
+    if readout is None:
+        chosen = chunk or default_chunk(queries)
+        return _logged(Plan("exact", None, chosen, "this readout does not separate: read out q + c_k, no attention"))
+    points, hidden = queries.shape[0], readout.hidden_weight.shape[0] // 2
+    backend, reason = _backend(queries, channels, units=pairs * points * hidden)
+    chosen = chunk or max(1, min(pairs, _map_floats(queries) // (points * channels)))
+    return _logged(Plan("exact", backend, chosen, reason))
+
+
+def _backend(queries: Queries, channels: int, units: int) -> tuple[str, str]:
+    if (queries.dtype, queries.device.type) == (torch.float32, "cpu") and not cpu.is_built(channels):
+        seconds = units / EAGER_UNITS_PER_SECOND
+        if seconds < COMPILE_SECONDS:
+            return "eager", f"about {seconds:.2g} s of eager work do not repay compiling the kernel"
+    backend = fastest(queries, channels)
+    return backend, f"the fastest there is for {queries.dtype} on {queries.device.type}"
+
+
+def _map_floats(queries: Queries) -> int:
+    if queries.device.type != "cuda":
+        return MAP_FLOATS
+    free, _ = torch.cuda.mem_get_info(queries.device)
+    return max(MAP_FLOATS, free // 16)  # a quarter of what is free, in floats of 4 bytes
+
+
+def _logged(plan: Plan) -> Plan:
+    log.debug("%s", plan)
+    return plan

@@ -1,0 +1,163 @@
+"""Token-wise decoded decomposition (TWD) and the token-decoded spatial map (TDSM)."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tdsm.decomposition.definition import Components, Queries, Tokens, batched, loop
+from tdsm.decomposition.exact import decode_values, exact
+from tdsm.errors import SpaceWarning, UsageError
+from tdsm.reduce import check_reduction, reduce_components
+from tdsm.select import select_tokens
+from tdsm.tokenfield import TokenField, device_of, resolve_points
+
+STRATEGIES: dict[str, Callable[..., Components]] = {"loop": loop, "batched": batched, "exact": exact}
+
+
+def component_images(
+    field: TokenField,
+    tokens: Tokens,
+    size: Sequence[int] | None = None,
+    coords: Float[Tensor, "points axes"] | None = None,
+    *,
+    strategy: str = "auto",
+    selection: str | Sequence[int] | None = None,
+    chunk: int | None = None,
+) -> Float[Tensor, "batch selected *points channels"]:
+    """Decode each token alone into its component image.
+
+    Component k is the field's value when token k is the only key:
+
+        I_k(x) = readout(q(x), attend(q(x), {z_k}))          (docs/method.md, eq. 1)
+
+    They do not add up to the reconstruction: alone, every token is decoded at full weight.
+
+    >>> import torch
+    >>> from tdsm.field import FieldConfig, NeuralField
+    >>> config = FieldConfig(widths=(16,), num_latents=8, mapping_dim=6, cross_head_dim=8, self_head_dim=4)
+    >>> field = NeuralField(config)
+    >>> tokens = field.encode(torch.zeros(2, 3, 16, 16))
+    >>> component_images(field, tokens, size=(32, 20), selection="stride:4").shape
+    torch.Size([2, 2, 32, 20, 3])
+
+    Args:
+        field: Any token field.
+        tokens: Tokens of this field.
+        size: Points along each axis, such as (32, 32); any size. Give either `size` or `coords`.
+        coords: Scattered coordinates in [-1, 1].
+        strategy: "loop" (the definition), "batched" (tokens as a batch), "exact" (the same values at a hundredth of
+            the arithmetic) or "auto". All agree in values and gradients up to rounding.
+        selection: None for all tokens, "stride:n", "first:n", or a list of indices.
+        chunk: (image, token) pairs decoded at once; bounds memory, never changes results. None chooses.
+
+    Returns:
+        Values in the field's range (nominally [-1, 1]), shape (batch, selected, *size, channels).
+
+    Raises:
+        UsageError: If an argument is unknown or does not fit the field.
+
+    Warns:
+        SpaceWarning: If the decoder's component images cannot carry space.
+    """
+    points, shape = resolve_points(field, size, coords, device=device_of(tokens))
+    tokens = _select(field, tokens, selection, strategy, chunk)
+    return _strategy(strategy)(field, tokens, field.queries(points), chunk).unflatten(2, shape)
+
+
+def spatial_map(
+    field: TokenField,
+    tokens: Tokens,
+    size: Sequence[int] | None = None,
+    coords: Float[Tensor, "points axes"] | None = None,
+    *,
+    reduction: str = "mean",
+    selection: str | Sequence[int] | None = None,
+    strategy: str = "auto",
+    chunk: int | None = None,
+) -> Float[Tensor, "batch *points maps"]:
+    """Reduce component images over colour into the token-decoded spatial map.
+
+    Args:
+        reduction: "mean" or "l2" (one channel a token), or "rgb" (token-major: map k · C + c).
+        field, tokens, size, coords, selection, strategy, chunk: As in `component_images`.
+
+    Returns:
+        Maps of shape (batch, *size, selected tokens), times channels for "rgb".
+
+    Raises:
+        UsageError: If an argument is unknown or does not fit the field.
+
+    Warns:
+        SpaceWarning: If the decoder's component images cannot carry space.
+    """
+    points, shape = resolve_points(field, size, coords, device=device_of(tokens))
+    maps = map_queries(
+        field,
+        tokens,
+        field.queries(points),
+        reduction=reduction,
+        selection=selection,
+        strategy=strategy,
+        chunk=chunk,
+    )
+    return maps.unflatten(1, shape)
+
+
+def map_queries(
+    field: TokenField,
+    tokens: Tokens,
+    queries: Queries,
+    *,
+    reduction: str = "mean",
+    selection: str | Sequence[int] | None = None,
+    strategy: str = "auto",
+    chunk: int | None = None,
+) -> Float[Tensor, "batch points maps"]:
+    """Return the spatial map at given query features instead of coordinates; see `spatial_map`."""
+    check_reduction(reduction)
+    tokens = _select(field, tokens, selection, strategy, chunk)
+    chosen = _strategy(strategy)
+    if chosen is exact and reduction != "rgb":
+        kind: Literal["mean", "l2"] = "mean" if reduction == "mean" else "l2"
+        return decode_values(field, field.attend_one(tokens), queries, kind, chunk=chunk).movedim(1, -1)
+    return reduce_components(chosen(field, tokens, queries, chunk), reduction)
+
+
+def missing_space(field: TokenField) -> str | None:
+    """Say in words why this decoder's component images carry no space; None if they can."""
+    if not field.has_query_residual:
+        return (
+            "This decoder has no query residual: a token that stands alone gives every position the same value, so "
+            "component images are constant in space. Use the token values (attend_one), which hold all there is."
+        )
+    if not field.has_nonlinear_readout:
+        return (
+            "This decoder has no nonlinearity after its attention: component images of all tokens are one and the same "
+            "picture plus a constant. Use the token values (attend_one), which hold all there is."
+        )
+    return None
+
+
+def _select(
+    field: TokenField, tokens: Tokens, selection: str | Sequence[int] | None, strategy: str, chunk: int | None
+) -> Float[Tensor, "batch selected token_width"]:
+    _strategy(strategy)
+    if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
+        raise UsageError(
+            f"component_images: chunk is {chunk!r}, expected a count of at least 1, or None to choose one."
+        )
+    if (words := missing_space(field)) is not None:
+        warnings.warn(words, SpaceWarning, stacklevel=4)
+    indices = select_tokens(tokens.shape[1], selection)
+    return tokens if selection is None else tokens[:, indices]
+
+
+def _strategy(name: str) -> Callable[..., Components]:
+    if name == "auto":
+        return exact
+    if not isinstance(name, str) or name not in STRATEGIES:
+        raise UsageError(f"component_images: unknown strategy {name!r}, expected auto, {', '.join(STRATEGIES)}.")
+    return STRATEGIES[name]

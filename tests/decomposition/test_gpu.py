@@ -1,0 +1,47 @@
+"""The Triton kernels against the eager gated sum in float64; by Triton's interpreter where there is no GPU."""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("no GPU: set TRITON_INTERPRET=1 to run these in the interpreter", allow_module_level=True)
+
+from tdsm.decomposition.kernels import eager, gpu  # noqa: E402
+from tdsm.decomposition.kernels.gated_sum import gated_sum  # noqa: E402
+
+
+def random_inputs(tokens, points, hidden, channels):
+    a, b = torch.randn(points, 2 * hidden), torch.randn(tokens, 2 * hidden)
+    r, bias = torch.rand(tokens, points) + 0.3, torch.randn(2 * hidden)
+    return [x.to(DEVICE) for x in (a, b, r, bias, torch.randn(channels, hidden) / hidden**0.5)]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (9, 11, 20, 3), (8, 16, 16, 4), (3, 17, 33, 5)], ids=str)
+def test_triton_is_as_exact_as_eager(shape):
+    tokens, points, _, channels = shape
+    inputs, grad = random_inputs(*shape), torch.randn(tokens, points, channels, device=DEVICE)
+    wide = [x.double() for x in inputs]
+    exact = [eager.forward(*wide), *eager.backward(*wide, grad.double())]
+    fused = [gpu.forward(*inputs), *gpu.backward(*inputs, grad)]
+    for name, got, want in zip(("out", "a", "b", "r", "bias", "weight"), fused, exact, strict=True):
+        assert got.dtype == torch.float32
+        assert (got - want).abs().max() < 3e-6 * (want.abs().max() + 1), name
+
+
+def test_triton_is_reached_through_the_differentiable_call():
+    inputs = [x.requires_grad_() for x in random_inputs(3, 5, 7, 3)]
+    grads = [torch.autograd.grad(gated_sum(*inputs, backend=b).square().sum(), inputs) for b in ("gpu", "eager")]
+    for got, want in zip(*grads, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [0, 2])
+def test_nothing_in_gives_nothing_out(tokens):
+    inputs = random_inputs(tokens, 2 * tokens, 4, 3)
+    out = gpu.forward(*inputs)
+    assert out.shape == (tokens, 2 * tokens, 3)
+    assert all(x.isfinite().all() for x in gpu.backward(*inputs, out))
