@@ -121,6 +121,9 @@ class RunConfig(Settings):
     init: str | None = Field(
         None, description="Start from this field: a run folder, a save_pretrained folder or a published .pt file."
     )
+    init_heads: tuple[Positive, Positive] = Field(
+        (4, 8), description="Cross- and self-attention heads of a published .pt file, which its weights do not say."
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     data: DataConfig = Field(DataConfig(), description="Images and their splits.")
     field: FieldConfig = Field(FieldConfig(), description="The field.")

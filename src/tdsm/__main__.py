@@ -1,0 +1,5 @@
+"""`python -m tdsm`: the command line."""
+
+from tdsm.cli import main
+
+main()

@@ -1,0 +1,168 @@
+"""Fit every head and baseline of a run, choose on validation, read the test split once a row, and tabulate."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tdsm import io
+from tdsm.baselines import ROWS, Row
+from tdsm.data import Data, ImageSet
+from tdsm.data.augment import augment
+from tdsm.decomposition import missing_space
+from tdsm.errors import CheckpointError, UsageError
+from tdsm.extract import extract
+from tdsm.field import NeuralField, count_parameters, load_strictly
+from tdsm.frozen import Choice, Samples, fit_head, fit_knn, predict, predict_knn
+from tdsm.heads import TDSMClassifier
+from tdsm.metrics import wilson_interval
+from tdsm.randomness import derive_seed
+from tdsm.settings import FieldConfig, HeadConfig, RunConfig
+from tdsm.store import open_store
+
+CHOICE, WEIGHTS, RESULTS, ROWS_FOLDER = "choice.json", "model.safetensors", "results", "rows"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage of a run needs: where it is, its settings, its data, its trained field."""
+
+    path: Path
+    config: RunConfig
+    data: Data
+    field: NeuralField
+
+    @property
+    def device(self) -> str:
+        """Where the field and its heads compute."""
+        return str(next(self.field.parameters()).device)
+
+
+def new_field(config: FieldConfig, channels: int, seed: int) -> NeuralField:
+    """Make the field that a run starts from: weights by the seed, channels by the data."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, "field"))
+        return NeuralField(config.model_copy(update={"channels": channels}))
+
+
+def chosen_rows(names: Iterable[str]) -> dict[str, Row]:
+    """Return rows by name, all of them for no names; raise `UsageError` for an unknown one."""
+    names = tuple(names) or tuple(ROWS)
+    if unknown := [name for name in names if name not in ROWS]:
+        raise UsageError(f"rows: unknown {', '.join(unknown)}; expected some of {', '.join(ROWS)}.")
+    return {name: ROWS[name] for name in names}
+
+
+def fit_rows(run: Run, say: Callable[[str], None]) -> None:
+    """Fit every row that is not there yet and keep it under rows/NAME."""
+    for name, row in chosen_rows(run.config.probe.rows).items():
+        folder = run.path / ROWS_FOLDER / name
+        if folder.is_dir():
+            io.verify_folder(folder)
+            continue
+        train, validation = samples(run, row, "train"), samples(run, row, "validation")
+        began = time.monotonic()
+        choice = _fit(run, row, train, validation)
+        seconds = time.monotonic() - began
+        io.write_folder(folder, partial(_write_choice, choice=choice, seconds=seconds))
+        say(f"{name}: validation {100 * choice.accuracy:.1f} %, {seconds:.1f} s")
+
+
+def score_rows(run: Run) -> list[dict]:
+    """Score every fitted row on the test split, once, and return the table."""
+    table = []
+    for name, row in chosen_rows(run.config.probe.rows).items():
+        result = run.path / RESULTS / f"{name}.json"
+        if not result.exists():
+            predicted, choice = _predict_test(run, name, row)
+            labels = run.data.test.labels
+            correct, total = int((predicted == labels).sum()), len(labels)
+            low, high = wilson_interval(correct, total)
+            io.write_tensors(result.with_suffix(".safetensors"), {"ids": run.data.test.ids, "predicted": predicted})
+            entry: dict[str, Any] = {"name": name, "role": row.role, "features": row.features, "meaning": row.meaning}
+            entry |= {"head": row.head.pool if row.head else "knn", "n_test": total, "correct": correct}
+            entry |= {"accuracy": correct / total, "low": low, "high": high}
+            entry |= {key: choice[key] for key in ("validation_accuracy", "settings", "parameters", "seconds")}
+            io.write_json(result, entry)
+        table.append(io.read_json(result))
+    io.write_json(run.path / "table.json", table)
+    return table
+
+
+def read_predictions(path: Path, name: str) -> Int[Tensor, " samples"]:
+    """Return the classes that a scored row gave the test samples, in their order."""
+    return io.read_tensors(path / RESULTS / f"{name}.safetensors")["predicted"]
+
+
+def samples(run: Run, row: Row, split: str) -> Samples:
+    """Return a row's features of one split, extracted where they are not stored yet.
+
+    Only training features may hold augmented views; validation and test are the images as they are.
+    """
+    images: ImageSet = getattr(run.data, split)
+    field = run.field if row.is_trained else untrained_field(run)
+    root = run.path / "features" / ("trained" if row.is_trained else "untrained")
+    folders = [root / split]
+    extract(field, images, run.config.maps, root / split)
+    if split == "train":
+        for view in range(1, run.config.probe.views + 1):
+            crop, flip = run.config.probe.augment.crop, run.config.probe.augment.flip
+            change = partial(augment, seed=run.config.seed, epoch=view, crop=crop, flip=flip)
+            folder = root / f"train-view{view}"
+            extract(field, images, run.config.maps, folder, change)
+            folders.append(folder)
+    features = open_store(folders, len(images), row.features)
+    return Samples(features, images.labels.repeat(len(folders)))
+
+
+def untrained_field(run: Run) -> NeuralField:
+    """Return the run's field as it was before any training."""
+    config = run.field.config
+    return new_field(config, config.channels, run.config.seed).to(run.device).eval()
+
+
+def notes(run: Run) -> list[str]:
+    """List, in plain sentences, what a reader of the run's numbers must know."""
+    words = missing_space(run.field)
+    return [*run.data.notes, *([words] if words else [])]
+
+
+def _fit(run: Run, row: Row, train: Samples, validation: Samples) -> Choice:
+    classes, probe = len(run.data.train.classes), run.config.probe
+    if row.head is None:
+        return fit_knn(train, validation, classes, probe)
+    return fit_head(row.head, train, validation, classes, probe, run.config.seed, run.device)
+
+
+def _write_choice(folder: Path, choice: Choice, seconds: float) -> None:
+    entry = {"validation_accuracy": choice.accuracy, "settings": choice.settings, "seconds": seconds, "parameters": 0}
+    if choice.classifier is not None:
+        classifier = choice.classifier
+        entry["parameters"] = count_parameters(classifier)
+        entry["head"] = classifier.config.model_dump()
+        io.write_tensors(folder / WEIGHTS, classifier.state_dict())
+    io.write_json(folder / CHOICE, entry)
+
+
+def _predict_test(run: Run, name: str, row: Row) -> tuple[Int[Tensor, " samples"], dict]:
+    folder = run.path / ROWS_FOLDER / name
+    if not folder.is_dir():
+        raise CheckpointError(f"{run.path}: row {name} is not fitted yet. First: tdsm classify {run.path}")
+    io.verify_folder(folder)
+    choice = io.read_json(folder / CHOICE)
+    test, classes = samples(run, row, "test"), len(run.data.train.classes)
+    if row.head is None:
+        settings = choice["settings"]
+        train = samples(run, row, "train")
+        return predict_knn(test.features, train, classes, settings["neighbours"], settings["temperature"]), choice
+    head = HeadConfig.model_validate(choice["head"])
+    height, width, maps = test.features.shape[1:]
+    classifier = TDSMClassifier(maps, classes, head.pool, (height, width), **head.model_dump(exclude={"pool"}))
+    load_strictly(classifier, io.read_tensors(folder / WEIGHTS), where=str(folder))
+    return predict(classifier, test.features, run.device), choice

@@ -1,0 +1,127 @@
+"""Collect what a run's report shows: its results, and pictures drawn from its test images."""
+
+import platform
+
+import numpy as np
+import torch
+from einops import rearrange
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from tdsm import io
+from tdsm.baselines import ROWS
+from tdsm.decomposition import component_images
+from tdsm.evaluate import Run, notes, read_predictions, samples
+from tdsm.field import count_parameters
+from tdsm.metrics import confusion_matrix, psnr
+from tdsm.report import figures
+from tdsm.report.figures import CAPTIONS
+from tdsm.report.page import ReportInputs
+from tdsm.report.table import best, verdict
+from tdsm.select import parse_selection, select_tokens
+
+SHOWN_IMAGES, EMBEDDED_IMAGES = 8, 1000
+
+
+def gather(run: Run, table: list[dict], history: list[dict], quality: dict) -> ReportInputs:
+    """Return everything the page of a run shows."""
+    config = run.field.config
+    drawn = {**_pictures(run), **_statistics(run), **_results(run, table)}
+    if history:
+        drawn["curves"] = (figures.curves(history), CAPTIONS["curves"])
+    return ReportInputs(
+        title=f"{run.data.name}: {config.num_tokens} tokens × {config.widths[-1]}",
+        summary=(verdict(table), _quality_words(quality)),
+        notes=tuple(notes(run)),
+        rows=table,
+        figures=drawn,
+        field={
+            "parameters": count_parameters(run.field),
+            "tokens": f"{config.num_tokens} × {config.widths[-1]}",
+            "decoder width": config.query_dim,
+            "test PSNR (dB)": round(quality["psnr"], 2),
+            "training images": len(run.data.train),
+            "validation images": len(run.data.validation),
+            "test images": len(run.data.test),
+        },
+        config=run.config.model_dump(mode="json"),
+        environment=io.read_json(run.path / "environment.json") | {"reported_on": platform.platform()},
+        command=io.read_json(run.path / "environment.json")["command"],
+    )
+
+
+def _quality_words(quality: dict) -> str:
+    return (
+        f"The field reconstructs test images at {quality['psnr']:.2f} dB "
+        f"(PSNR per image, averaged over {quality['n']} images; standard deviation {quality['deviation']:.2f} dB)."
+    )
+
+
+@torch.no_grad()
+def _pictures(run: Run) -> dict[str, tuple[Figure, str]]:
+    images = run.data.test.floats(torch.arange(min(SHOWN_IMAGES, len(run.data.test)))).to(run.device)
+    size = tuple(images.shape[2:])
+    tokens = run.field.encode(images)
+    shown, reconstruction = rearrange(images, "b c h w -> b h w c"), run.field.decode(tokens, size=size)
+    indices = select_tokens(tokens.shape[1], parse_selection(run.config.maps.selection))
+    components = component_images(run.field, tokens[:2], size=size, selection=indices)
+    maps = components.mean(dim=-1).movedim(1, -1).cpu().numpy()
+    ratios = psnr(shown, reconstruction).tolist()
+    images_drawn = figures.reconstructions(_unit(shown), _unit(reconstruction), ratios)
+    drawn = {"reconstructions": (images_drawn, CAPTIONS["reconstructions"])}
+    for image, components_of_image in enumerate(components.cpu().numpy()):
+        pair = _unit(shown[image]), _unit(reconstruction[image])
+        grid = figures.component_grid(*pair, components_of_image, indices)
+        drawn[f"components-{image}"] = (grid, CAPTIONS["component_grid"])
+        slices = figures.tdsm_slices(pair[0], maps[image], indices)
+        drawn[f"tdsm-{image}"] = (slices, CAPTIONS["tdsm_slices"])
+    return drawn
+
+
+def _statistics(run: Run) -> dict[str, tuple[Figure, str]]:
+    features = samples(run, ROWS["tdsm-avg"], "test").features
+    maps = features[torch.arange(min(EMBEDDED_IMAGES, len(features)))].flatten(1, 2)
+    pooled, labels = maps.mean(dim=1), run.data.test.labels[: len(maps)].numpy()
+    deviation = maps.std(dim=1, correction=0)
+    drawn = {
+        "token-statistics": (
+            figures.token_statistics(pooled.numpy(), deviation.numpy()),
+            f"{CAPTIONS['token_statistics']} Here: {len(maps)} test images.",
+        )
+    }
+    for name, points in {"PCA": _pca(pooled), "t-SNE": _tsne(pooled)}.items():
+        if points is not None:
+            drawn[name.lower()] = (
+                figures.embedding(points, labels, run.data.test.classes, f"{name} of average-pooled maps"),
+                f"{CAPTIONS['embedding']} Here: {len(maps)} test images; labels were not used to place the points.",
+            )
+    return drawn
+
+
+def _results(run: Run, table: list[dict]) -> dict[str, tuple[Figure, str]]:
+    classes = run.data.test.classes
+    drawn = {"accuracy": (figures.accuracy_bars(table, chance=1 / len(classes)), CAPTIONS["accuracy_bars"])}
+    for role in ("tdsm", "baseline"):
+        if (row := best(table, role)) is not None:
+            matrix = confusion_matrix(run.data.test.labels, read_predictions(run.path, row["name"]), len(classes))
+            caption = f"{row['name']}, the {role} row chosen on validation. {CAPTIONS['confusion']}"
+            drawn[f"confusion-{role}"] = (figures.confusion(matrix.numpy(), classes), caption)
+    return drawn
+
+
+def _unit(values: Tensor) -> np.ndarray:
+    return ((values.clamp(-1, 1) + 1) / 2).cpu().numpy()
+
+
+def _pca(pooled: Tensor) -> np.ndarray | None:
+    from sklearn.decomposition import PCA
+
+    return PCA(2, random_state=0).fit_transform(pooled.numpy()) if min(pooled.shape) >= 2 else None
+
+
+def _tsne(pooled: Tensor) -> np.ndarray | None:
+    from sklearn.manifold import TSNE
+
+    if len(pooled) < 10:
+        return None
+    return TSNE(2, perplexity=min(30, len(pooled) / 4), random_state=0, init="random").fit_transform(pooled.numpy())

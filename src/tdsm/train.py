@@ -1,0 +1,236 @@
+"""Train a field to reconstruct its images.
+
+A step is a pure function of the weights, the optimizer's state, the seed and the step's number, so a run that
+was killed and resumed ends with the same weights, bit for bit on one kind of CPU.
+"""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tdsm import io
+from tdsm.coords import grid
+from tdsm.data import Data, ImageSet
+from tdsm.data.augment import augment
+from tdsm.errors import DataError, NonFiniteError
+from tdsm.field import NeuralField, load_strictly
+from tdsm.metrics import psnr
+from tdsm.progress import Progress
+from tdsm.randomness import generator
+from tdsm.runfolder import latest_checkpoint, save_checkpoint
+from tdsm.settings import TrainConfig
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+def train_field(field: NeuralField, data: Data, config: TrainConfig, seed: int, run: Path) -> list[dict]:
+    """Train a field in place by reconstruction, with checkpoints in `run`; take up the newest one there.
+
+    Each step encodes a batch (all pixels or a random share), decodes it (all points or random ones), and
+    descends the mean squared error of colours in [-1, 1] by AdamW, with warm-up, a cosine and clipping.
+
+    Returns:
+        The history: dictionaries of step, loss, seconds and, where it was measured, validation psnr in dB.
+
+    Raises:
+        DataError: If the training set is smaller than a batch.
+        NonFiniteError: If loss, gradient or validation PSNR is not finite; no checkpoint is written after that.
+        KeyboardInterrupt: On Ctrl-C, after the step under way is done and saved; a second one ends at once.
+    """
+    check_training(data.train, config)
+    optimizer = torch.optim.AdamW(
+        [p for p in field.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    step, history, losses = _restore(field, optimizer, run)
+    before = history[-1]["seconds"] if history else 0.0
+    began = time.monotonic()
+
+    def save() -> None:
+        state = {"step": step, "history": history, "losses": losses}
+        save_checkpoint(run, step, lambda folder: _write_state(folder, field, optimizer, state))
+
+    with Progress("training", config.steps, done=step, unit="step") as progress, _held_interrupt() as interrupted:
+        while step < config.steps:
+            losses.append(train_step(field, optimizer, data.train, config, seed, step))
+            step += 1
+            if step % config.validate_every == 0 or step == config.steps:
+                entry = {"step": step, "loss": sum(losses) / len(losses), "seconds": before + time.monotonic() - began}
+                entry["psnr"] = measure_psnr(field, data.validation, config.validation_images)
+                _check_finite("PSNR on validation images", entry["psnr"], step)
+                history.append(entry)
+                losses = []
+            if step % config.checkpoint_every == 0 or step == config.steps or interrupted.is_set():
+                save()
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+            progress.advance(note=f"validation {history[-1]['psnr']:.2f} dB" if history else "")
+    return history
+
+
+def check_training(images: ImageSet, config: TrainConfig) -> None:
+    """Refuse settings that these training images do not allow.
+
+    Raises:
+        DataError: If there are fewer images than a batch.
+        UsageError: If the crop is as large as the images.
+    """
+    if config.steps == 0:
+        return
+    if len(images) < config.batch_size:
+        raise DataError(
+            f"train: {len(images)} training images are fewer than a batch of {config.batch_size}. "
+            "Set --train.batch-size lower."
+        )
+    augment(images.images[:1], images.ids[:1], seed=0, epoch=0, crop=config.augment.crop, flip=config.augment.flip)
+
+
+def train_step(
+    field: NeuralField,
+    optimizer: torch.optim.Optimizer,
+    images: ImageSet,
+    config: TrainConfig,
+    seed: int,
+    step: int,
+) -> float:
+    """Take one optimizer step and return its loss."""
+    field.train()
+    device = next(field.parameters()).device
+    indices, epoch = batch_indices(len(images), config.batch_size, seed, step)
+    batch = images.subset(indices)
+    pixels = augment(
+        batch.floats(), batch.ids, seed=seed, epoch=epoch, crop=config.augment.crop, flip=config.augment.flip
+    )
+    loss = reconstruction_loss(field, pixels.to(device), config, generator(seed, "step", step))
+    _check_finite("loss", loss.item(), step + 1)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(field.parameters(), config.gradient_clip)
+    _check_finite("gradient's norm", norm.item(), step + 1)
+    optimizer.step()
+    return loss.item()
+
+
+def reconstruction_loss(
+    field: NeuralField,
+    images: Float[Tensor, "batch channels height width"],
+    config: TrainConfig,
+    random: torch.Generator,
+) -> Float[Tensor, ""]:
+    """Return the mean squared error of decoded colours, at random points and from random pixels if so set."""
+    coords = grid(images.shape[2:], device=images.device)
+    num_points = coords.shape[0]
+    keep = None
+    if config.context_fraction < 1:
+        count = max(1, round(config.context_fraction * num_points))
+        keep = torch.rand(images.shape[0], num_points, generator=random).topk(count).indices.to(images.device)
+    target = rearrange(images, "b c h w -> b (h w) c")
+    if config.num_queries is not None and config.num_queries < num_points:
+        points = torch.randperm(num_points, generator=random)[: config.num_queries].to(images.device)
+        coords, target = coords[points], target[:, points]
+    return (field.decode(field.encode(images, keep), coords=coords) - target).square().mean()
+
+
+def batch_indices(count: int, batch_size: int, seed: int, step: int) -> tuple[Tensor, int]:
+    """Return the samples of a step and its epoch: the epoch's permutation, cut into whole batches.
+
+    >>> batch_indices(10, 4, seed=0, step=1)[0].shape, batch_indices(10, 4, seed=0, step=2)[1]
+    (torch.Size([4]), 1)
+    """
+    epoch, position = divmod(step, count // batch_size)
+    order = torch.randperm(count, generator=generator(seed, "order", epoch))
+    return order[position * batch_size : (position + 1) * batch_size], epoch
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Return the learning rate of a step: linear warm-up, then a cosine to zero."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def measure_psnr(field: NeuralField, images: ImageSet, limit: int | None = None) -> float:
+    """Return the mean over images of each image's PSNR in dB, on the first `limit` images."""
+    return image_psnr(field, images, limit).mean().item()
+
+
+def reconstruction_quality(field: NeuralField, images: ImageSet) -> dict:
+    """Return mean and standard deviation over images of the PSNR in dB, and how many images there were."""
+    ratios = image_psnr(field, images)
+    return {"psnr": ratios.mean().item(), "deviation": ratios.std(correction=0).item(), "n": len(ratios)}
+
+
+@torch.no_grad()
+def image_psnr(
+    field: NeuralField, images: ImageSet, limit: int | None = None, batch_size: int = 64
+) -> Float[Tensor, " images"]:
+    """Return the PSNR in dB of each image, or of the first `limit`."""
+    field.eval()
+    device = next(field.parameters()).device
+    ratios = []
+    for indices in torch.arange(min(len(images), limit or len(images))).split(batch_size):
+        batch = images.floats(indices).to(device)
+        reconstruction = field.decode(field.encode(batch), size=tuple(batch.shape[2:]))
+        ratios.append(psnr(rearrange(batch, "b c h w -> b h w c"), reconstruction).cpu())
+    return torch.cat(ratios)
+
+
+def _check_finite(name: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise NonFiniteError(
+            f"train: the {name} is {value} at step {step}. The newest checkpoint is from before it; "
+            "try a lower --train.learning-rate."
+        )
+
+
+@contextmanager
+def _held_interrupt() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event, so that a step is never cut in two."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
+        yield interrupted
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def hold(*_: object) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _write_state(folder: Path, field: NeuralField, optimizer: torch.optim.Optimizer, state: dict) -> None:
+    entries = optimizer.state_dict()["state"]
+    moments = {f"{index}.{name}": value for index, entry in entries.items() for name, value in entry.items()}
+    io.write_tensors(folder / MODEL, field.state_dict())
+    io.write_tensors(folder / OPTIMIZER, moments)
+    io.write_json(folder / STATE, state)
+
+
+def _restore(field: NeuralField, optimizer: torch.optim.Optimizer, run: Path) -> tuple[int, list[dict], list[float]]:
+    folder = latest_checkpoint(run)
+    if folder is None:
+        return 0, [], []
+    load_strictly(field, io.read_tensors(folder / MODEL), where=str(folder))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in io.read_tensors(folder / OPTIMIZER).items():
+        index, name = key.split(".", 1)
+        moments.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    state = io.read_json(folder / STATE)
+    return state["step"], state["history"], state["losses"]

@@ -1,0 +1,146 @@
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from tdsm.data import Data, ImageSet
+from tdsm.evaluate import Run, read_predictions
+from tdsm.report import figures
+from tdsm.report import gather as module
+from tdsm.report.gather import gather
+from tdsm.report.table import best
+from tdsm.settings import MapConfig
+from tdsm.stages import finished
+from tests.pipeline import demo, digits
+
+PICTURES = {"reconstructions", "components-0", "components-1", "tdsm-0", "tdsm-1"}
+STATISTICS = {"token-statistics", "pca", "t-sne"}
+RESULTS = {"accuracy", "confusion-tdsm", "confusion-baseline"}
+
+
+class Closed(ImageSet):
+    """Images nobody may look at."""
+
+    def floats(self, indices=None):
+        raise AssertionError("the training images were opened")
+
+    def subset(self, indices):
+        raise AssertionError("the training images were opened")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return finished(demo(tmp_path_factory.mktemp("demo") / "run"), digits())
+
+
+def read(run, name):
+    return json.loads((run.path / f"{name}.json").read_text())
+
+
+def gathered(run, table=None, history=None):
+    made = gather(run, read(run, "table") if table is None else table, history or [], read(run, "quality"))
+    plt.close("all")
+    return made
+
+
+def test_the_report_shows_all_it_must(run):
+    inputs = gathered(run, history=read(run, "history"))
+    assert inputs.figures.keys() == PICTURES | STATISTICS | RESULTS | {"curves"}
+    assert all(isinstance(figure, Figure) and caption for figure, caption in inputs.figures.values())
+    assert inputs.config == run.config.model_dump(mode="json")
+    assert inputs.rows == read(run, "table")
+    assert inputs.notes == run.data.notes
+    assert inputs.environment["versions"]["torch"]
+    assert inputs.command == read(run, "environment")["command"]
+    assert f"{read(run, 'quality')['psnr']:.2f} dB" in inputs.summary[1]
+    assert (inputs.field["training images"], inputs.field["test images"]) == (108, 60)
+
+
+def test_a_field_that_was_not_trained_here_has_no_curves(run):
+    assert "curves" not in gathered(run).figures
+
+
+def test_no_figure_is_made_of_training_or_validation_images(run, monkeypatch):
+    asked = []
+    whole = module.samples
+
+    def spy(run, row, split):
+        asked.append(split)
+        return whole(run, row, split)
+
+    monkeypatch.setattr(module, "samples", spy)
+    closed = {
+        name: Closed(part.images, part.labels, part.ids, part.classes)
+        for name, part in (("train", run.data.train), ("validation", run.data.validation))
+    }
+    data = Data(**closed, test=run.data.test, name=run.data.name, notes=run.data.notes)
+    gathered(Run(run.path, run.config, data, run.field))
+    assert asked == ["test"]
+
+
+def spy_on(monkeypatch, name):
+    calls = []
+    whole = getattr(figures, name)
+    monkeypatch.setattr(figures, name, lambda *arguments: calls.append(arguments) or whole(*arguments))
+    return calls
+
+
+def test_pictures_are_of_the_test_images_and_the_selected_tokens(run, monkeypatch):
+    shown, grids = spy_on(monkeypatch, "reconstructions"), spy_on(monkeypatch, "component_grid")
+    config = run.config.model_copy(update={"maps": MapConfig(selection="stride:2")})
+    module._pictures(Run(run.path, config, run.data, run.field))
+    plt.close("all")
+    (images, reconstruction, ratios) = shown[0]
+    expected = run.data.test.images[:8].movedim(1, -1).numpy() / 255
+    np.testing.assert_allclose(images, expected, atol=1e-6)
+    errors = ((np.clip(reconstruction, 0, 1) - expected) ** 2).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(ratios, 10 * np.log10(1 / errors), atol=1e-3)
+    assert [list(arguments[3]) for arguments in grids] == [[0, 2], [0, 2]]
+    tokens = run.field.encode(run.data.test.floats([1]))[:, 2:3]
+    alone = run.field.decode(tokens, size=(8, 8))[0].detach().numpy()
+    np.testing.assert_allclose(grids[1][2][1], alone, atol=1e-5)
+
+
+def test_confusions_are_of_the_rows_that_validation_chose(run, monkeypatch):
+    calls = spy_on(monkeypatch, "confusion")
+    drawn = module._results(run, read(run, "table"))
+    plt.close("all")
+    for role, (matrix, classes) in zip(("tdsm", "baseline"), calls, strict=True):
+        row = best(read(run, "table"), role)
+        predicted = read_predictions(run.path, row["name"])
+        expected = np.zeros((10, 10), dtype=int)
+        np.add.at(expected, (run.data.test.labels.numpy(), predicted.numpy()), 1)
+        np.testing.assert_array_equal(matrix, expected)
+        assert np.trace(matrix) == row["correct"]
+        assert classes == run.data.test.classes
+        assert row["name"] in drawn[f"confusion-{role}"][1]
+
+
+def test_rows_of_one_role_alone_make_one_confusion(run):
+    table = [row for row in read(run, "table") if row["role"] == "baseline"]
+    names = gathered(run, table=table).figures.keys()
+    assert "confusion-baseline" in names
+    assert "confusion-tdsm" not in names
+
+
+def test_statistics_are_of_the_stored_test_maps(run, monkeypatch):
+    calls, embedded = spy_on(monkeypatch, "token_statistics"), spy_on(monkeypatch, "embedding")
+    monkeypatch.setattr(module, "EMBEDDED_IMAGES", 20)
+    module._statistics(run)
+    plt.close("all")
+    maps = module.samples(run, module.ROWS["tdsm-avg"], "test").features[torch.arange(20)].numpy()
+    np.testing.assert_allclose(calls[0][0], maps.mean(axis=(1, 2)), atol=1e-5)
+    np.testing.assert_allclose(calls[0][1], maps.std(axis=(1, 2)), atol=1e-5)
+    for points, labels, *_ in embedded:
+        assert points.shape == (20, 2)
+        np.testing.assert_array_equal(labels, run.data.test.labels[:20])
+
+
+def test_too_few_images_are_not_embedded():
+    assert module._tsne(torch.randn(9, 4)) is None
+    assert module._tsne(torch.randn(10, 4)).shape == (10, 2)
+    assert module._pca(torch.randn(5, 1)) is None
+    assert module._pca(torch.randn(5, 2)).shape == (5, 2)
