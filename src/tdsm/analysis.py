@@ -1,17 +1,22 @@
 """Measure every decomposition of a run's field on its test images, and tabulate."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tdsm import io
 from tdsm.decomposition import DECOMPOSITIONS, Decomposition, decompose
+from tdsm.errors import UsageError
 from tdsm.evaluate import Run
 from tdsm.measures import (
     class_selectivity,
     deletion_curve,
     effective_rank,
     insertion_curve,
+    match_tokens,
     positional_constants,
     rank_by_energy,
     redundancy,
@@ -22,7 +27,7 @@ from tdsm.progress import track
 from tdsm.randomness import generator
 
 ANALYSIS, TABLE = "analysis.json", "analysis.md"
-METHODS = tuple(name for name in DECOMPOSITIONS if name != "shapley")  # its components are a slow reference for others
+METHODS = tuple(name for name in DECOMPOSITIONS if name != "shapley")  # the slow reference for the others
 NOISE = 0.1  # standard deviation of the noise of `stability`, images in [-1, 1]
 SHIFT = 1  # pixels of the shift of `stability`
 
@@ -30,67 +35,108 @@ COLUMNS = {
     "completeness_error": "‖base + Σ I_k − reconstruction‖ / ‖reconstruction − base‖; 0 adds up",
     "redundancy": "mean absolute correlation of two tokens' components of one image",
     "effective_rank": "directions the components of one image span, of {tokens}",
-    "spread": "entropy of a component's energy over space, 1 is everywhere alike",
+    "spread": "entropy of a component's energy over space; 1 is everywhere alike",
     "noise_stability": "correlation with the same token's component after noise of {noise} on the image",
-    "shift_stability": "the same after a shift of the image by {shift} pixel, compared in place of the content",
+    "shift_stability": "the same after the image moved by {shift} pixel, the component moved back",
+    "seed_stability": "correlation with the best matching token's component of a field trained from another seed",
     "class_selectivity": "share of a pooled component's variance that lies between classes, mean over tokens",
-    "deletion_db": "PSNR left when the half of the tokens with most energy is removed; lower is better ranked",
-    "insertion_db": "PSNR with that half alone; higher is better ranked",
+    "deletion_db": "PSNR of the reconstruction without the half of the tokens of most energy; a ranking that finds "
+    "what matters makes it low",
+    "insertion_db": "PSNR of the reconstruction from that half alone; the same ranking makes it high",
     "positional_constants": "tokens whose component hardly depends on the image",
 }
 
 
 @torch.no_grad()
-def analyse(run: Run, images: int, batch_size: int = 16) -> list[dict]:
-    """Measure each decomposition on the first `images` test images; write analysis.json and analysis.md."""
-    count = min(images, len(run.data.test))
-    rows = [_measure(run, method, count, batch_size) for method in METHODS]
-    io.write_json(run.path / ANALYSIS, {"images": count, "rows": rows})
-    io.write_text(run.path / TABLE, analysis_markdown(rows, count, run.field.config.num_tokens))
-    return rows
+def analyse(run: Run, images: int, other: Run | None = None, batch_size: int = 16) -> dict[str, Any]:
+    """Measure each decomposition on the first `images` test images; write analysis.json and analysis.md.
 
+    Args:
+        run: The run whose field is measured.
+        images: Test images to use, or all there are.
+        other: A run of the same data from another seed, for the stability across seeds.
+        batch_size: Images decomposed at once.
 
-def analysis_markdown(rows: list[dict], count: int, tokens: int) -> str:
-    """Write the table with what each column measures."""
-    names = list(COLUMNS)
-    headings = " | ".join(name.replace("_", " ") for name in names)
-    lines = [f"| method | {headings} |", "|---" * (len(names) + 1) + "|"]
-    for row in rows:
-        cells = [f"{len(row[n])} of {tokens}" if isinstance(row[n], list) else f"{row[n]:.3g}" for n in names]
-        lines.append(f"| {row['method']} | " + " | ".join(cells) + " |")
-    meanings = [
-        f"- {name.replace('_', ' ')}: {words.format(tokens=tokens, noise=NOISE, shift=SHIFT)}."
+    Raises:
+        UsageError: If the other run's test images are not the same.
+    """
+    if other is not None and other.data.test.fingerprint() != run.data.test.fingerprint():
+        raise UsageError(
+            f"analyse: {other.path} has other test images than {run.path}; expected a run of the same data and "
+            "data settings, whose field was trained from another seed."
+        )
+    count, tokens = min(images, len(run.data.test)), run.field.config.num_tokens
+    rows = [_measure(run, other, method, count, batch_size) for method in METHODS]
+    meanings = {
+        name: words.format(tokens=tokens, noise=NOISE, shift=SHIFT)
         for name, words in COLUMNS.items()
-    ]
-    return "\n".join([*lines, "", f"Means over {count} test images.", "", *meanings]) + "\n"
+        if name in rows[0]
+    }
+    analysis = {"images": count, "tokens": tokens, "meanings": meanings, "rows": rows}
+    io.write_json(run.path / ANALYSIS, analysis)
+    io.write_text(run.path / TABLE, analysis_markdown(analysis))
+    return analysis
 
 
-def _measure(run: Run, method: str, count: int, batch_size: int) -> dict:
+def read_analysis(path: Path) -> dict[str, Any] | None:
+    """Return what `analyse` left in a run folder; None if it did not run."""
+    return io.read_json(path / ANALYSIS) if (path / ANALYSIS).exists() else None
+
+
+def analysis_markdown(analysis: dict[str, Any]) -> str:
+    """Write the table with what each column measures."""
+    header, *body = analysis_cells(analysis)
+    lines = [header, ["---"] * len(header), *body]
+    meanings = [f"- {name.replace('_', ' ')}: {words}." for name, words in analysis["meanings"].items()]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{table}\n\nMeans over {analysis['images']} test images.\n\n" + "\n".join(meanings) + "\n"
+
+
+def analysis_cells(analysis: dict[str, Any]) -> list[list[str]]:
+    """Format the table: the headings, then one line a method."""
+    names = list(analysis["meanings"])
+    lines = [["method", *(name.replace("_", " ") for name in names)]]
+    for row in analysis["rows"]:
+        values = [f"{len(v)} of {analysis['tokens']}" if isinstance(v := row[n], list) else f"{v:.3g}" for n in names]
+        lines.append([row["method"], *values])
+    return lines
+
+
+def _measure(run: Run, other: Run | None, method: str, count: int, batch_size: int) -> dict:
     parts: dict[str, list[Tensor]] = {}
-    components, size = [], tuple(run.data.test.images.shape[2:])
-    for rows in track(torch.arange(count).split(batch_size), f"analysing {method}", unit="batch"):
+    components, others, size = [], [], tuple(run.data.test.images.shape[2:])
+    batches = torch.arange(count).split(batch_size)
+    for number, rows in enumerate(track(batches, f"analysing {method}", unit="batch")):
         images = run.data.test.floats(rows).to(run.device)
         tokens = run.field.encode(images)
         result = decompose(run.field, tokens, size=size, method=method)
         components.append(result.components.cpu())
-        for name, values in _per_image(run, images, tokens, result).items():
+        if other is not None:
+            others.append(decompose(other.field, other.field.encode(images), size=size, method=method).components.cpu())
+        noise = NOISE * torch.randn(images.shape, generator=generator(run.config.seed, "noise", number))
+        for name, values in _per_image(run, images, tokens, result, noise.to(images.device)).items():
             parts.setdefault(name, []).append(values.cpu())
     means = {name: torch.cat(values).mean().item() for name, values in parts.items()}
     together = torch.cat(components)
-    selectivity = class_selectivity(together, run.data.test.labels[:count]).mean().item()
-    return {
+    row = {
         "method": method,
         **means,
-        "class_selectivity": selectivity,
+        "class_selectivity": class_selectivity(together, run.data.test.labels[:count]).mean().item(),
         "positional_constants": positional_constants(together),
     }
+    if others:
+        row["seed_stability"] = match_tokens(together, torch.cat(others))[1].mean().item()
+    return row
 
 
 def _per_image(
-    run: Run, images: Float[Tensor, "batch channels height width"], tokens: Tensor, result: Decomposition
+    run: Run,
+    images: Float[Tensor, "batch channels height width"],
+    tokens: Tensor,
+    result: Decomposition,
+    noise: Float[Tensor, "batch channels height width"],
 ) -> dict[str, Tensor]:
     size, half = tuple(images.shape[2:]), tokens.shape[1] // 2
-    noise = NOISE * torch.randn(images.shape, generator=generator(run.config.seed, "noise")).to(images.device)
     noisy = decompose(run.field, run.field.encode(images + noise), size=size, method=result.method).components
     shifted = images.roll(SHIFT, dims=-1)
     moved = decompose(run.field, run.field.encode(shifted), size=size, method=result.method).components

@@ -25,6 +25,7 @@ Token-wise decoded decomposition of conditioned neural fields, and classificatio
   train      train a field to reconstruct images          tdsm train --preset cifar10-small --run runs/cifar
   classify   train heads and baselines on its maps        tdsm classify runs/cifar
   evaluate   score them on the test split, once           tdsm evaluate runs/cifar
+  analyse    measure what the field's tokens do           tdsm analyse runs/cifar
   report     write the page with table and pictures       tdsm report runs/cifar
   info       describe this machine, a run or a checkpoint tdsm info runs/cifar
 
@@ -61,6 +62,14 @@ class FolderCommand(Settings):
     """A run that is there already."""
 
     run: tyro.conf.Positional[Path] = Field(description="Run folder.")
+
+
+class AnalyseCommand(Settings):
+    """Measure every decomposition of a run's field: whether it adds up, how redundant, spread and stable it is."""
+
+    run: tyro.conf.Positional[Path] = Field(description="Run folder.")
+    images: int = Field(256, ge=2, description="Test images measured, the first ones.")
+    against: Path | None = Field(None, description="A run of the same data from another seed, to match tokens with.")
 
 
 class InfoCommand(Settings):
@@ -157,6 +166,17 @@ def evaluate(arguments: list[str]) -> None:
     print(command.run / "table.md")
 
 
+def analyse(arguments: list[str]) -> None:
+    """Measure every decomposition of a run's field: whether it adds up, how redundant, spread and stable it is."""
+    command = tyro.cli(AnalyseCommand, prog="tdsm analyse", args=arguments, description=analyse.__doc__)
+    from tdsm import analysis, stages
+
+    run = stages.finished(command.run)
+    other = None if command.against is None else stages.finished(command.against)
+    _say(analysis.analysis_markdown(analysis.analyse(run, command.images, other)))
+    print(command.run / analysis.TABLE)
+
+
 def report(arguments: list[str]) -> None:
     """Write the page of a run, with its pictures."""
     command = tyro.cli(FolderCommand, prog="tdsm report", args=arguments, description=report.__doc__)
@@ -178,6 +198,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "classify": classify,
     "evaluate": evaluate,
+    "analyse": analyse,
     "report": report,
     "info": info,
 }

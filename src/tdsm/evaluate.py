@@ -129,7 +129,8 @@ def untrained_field(run: Run) -> NeuralField:
 
 def notes(run: Run) -> list[str]:
     """List, in plain sentences, what a reader of the run's numbers must know."""
-    words = missing_space(run.field)
+    method = run.config.maps.method
+    words = missing_space(run.field) if method == "solo" else f"The maps of the tdsm rows show the method {method!r}."
     return [*run.data.notes, *([words] if words else [])]
 
 

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from tdsm.data import ImageSet
 from tdsm.decomposition import spatial_map
+from tdsm.decomposition.decompose import decompose
 from tdsm.errors import ResourceError
 from tdsm.field import NeuralField
 from tdsm.progress import Progress
+from tdsm.reduce import reduce_components
 from tdsm.select import parse_selection
 from tdsm.settings import MapConfig
 from tdsm.store import has_shard, shard_ranges, write_shard
@@ -48,19 +50,48 @@ def extract(
         CheckpointError: If shards of another field, data set or setting stand there.
         ResourceError: If the disk cannot hold them.
     """
+    fill_store(
+        folder,
+        images,
+        lambda images, ids: compute_features(field, transform(images, ids), config),
+        fingerprint_of(field, images, config, transform(images.floats([0]), images.ids[:1])),
+        config.batch_size,
+    )
+
+
+def fill_store(
+    folder: Path,
+    images: ImageSet,
+    compute: Callable[[Images, Tensor], dict[str, Features]],
+    fingerprint: str,
+    batch_size: int,
+) -> None:
+    """Store what `compute` makes of images and their ids, shard by shard; what is stored already is kept.
+
+    Args:
+        folder: Where the shards stand or go.
+        images: The samples, in store order.
+        compute: From a batch of images and their ids to named features.
+        fingerprint: Names all that decides the features; shards of another one are refused.
+        batch_size: Images a call of `compute`.
+
+    Raises:
+        CheckpointError: If shards of another field, data set or setting stand there.
+        ResourceError: If the disk cannot hold them.
+    """
     ranges = shard_ranges(len(images))
-    fingerprint = fingerprint_of(field, images, config, transform(images.floats([0]), images.ids[:1]))
     missing = [
         i for i, rows in enumerate(ranges) if not has_shard(folder, i, images.ids[rows.start : rows.stop], fingerprint)
     ]
+    count = sum(len(ranges[i]) for i in missing)
     if missing:
-        _check_disk(field, images, config, folder, sum(len(ranges[i]) for i in missing))
-    with Progress(f"extracting {folder.name}", sum(len(ranges[i]) for i in missing), unit="images") as progress:
+        _check_disk(compute(images.floats([0]), images.ids[:1]), folder, count)
+    with Progress(f"extracting {folder.name}", count, unit="images") as progress:
         for index in missing:
             rows = torch.arange(ranges[index].start, ranges[index].stop)
             parts = []
-            for batch in rows.split(config.batch_size):
-                parts.append(compute_features(field, transform(images.floats(batch), images.ids[batch]), config))
+            for batch in rows.split(batch_size):
+                parts.append(compute(images.floats(batch), images.ids[batch]))
                 progress.advance(len(batch))
             features = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             write_shard(folder, index, features, images.ids[rows], fingerprint)
@@ -73,22 +104,23 @@ def compute_features(field: NeuralField, images: Images, config: MapConfig) -> d
     images = images.to(next(field.parameters()).device)
     size = tuple(images.shape[2:])
     tokens = field.encode(images)
-    maps = spatial_map(
-        field,
-        tokens,
-        size=config.size or size,
-        reduction=config.reduction,
-        selection=parse_selection(config.selection),
-        strategy=config.strategy,
-    )
     features = {
         "pixels": rearrange(images, "b c h w -> b h w c"),
         "reconstruction": field.decode(tokens, size=size),
         "tokens": rearrange(tokens, "b k d -> b k 1 d"),
         "values": rearrange(field.attend_one(tokens), "b k d -> b k 1 d"),
-        "tdsm": maps.half(),
+        "tdsm": make_maps(field, tokens, config, config.size or size).half(),
     }
     return {name: feature.cpu() for name, feature in features.items()}
+
+
+def make_maps(field: NeuralField, tokens: Tensor, config: MapConfig, size: tuple[int, ...]) -> Features:
+    """Return the maps of tokens: the TDSM for `solo`, the components of another method reduced likewise."""
+    selection, reduction = parse_selection(config.selection), config.reduction
+    if config.method == "solo":
+        return spatial_map(field, tokens, size=size, reduction=reduction, selection=selection, strategy=config.strategy)
+    components = decompose(field, tokens, size=size, method=config.method, selection=selection).components
+    return reduce_components(components, reduction)
 
 
 def fingerprint_of(field: NeuralField, images: ImageSet, config: MapConfig, example: Images) -> str:
@@ -102,8 +134,7 @@ def fingerprint_of(field: NeuralField, images: ImageSet, config: MapConfig, exam
     return digest.hexdigest()
 
 
-def _check_disk(field: NeuralField, images: ImageSet, config: MapConfig, folder: Path, count: int) -> None:
-    features = compute_features(field, images.floats([0]), config)
+def _check_disk(features: dict[str, Features], folder: Path, count: int) -> None:
     needed = count * sum(feature.nbytes for feature in features.values())
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free

@@ -45,6 +45,8 @@ def battery():
         "component_grid_one": figures.component_grid(image, image, components[:1], [255]),
         "tdsm_slices": figures.tdsm_slices(image, maps, range(1000, 1070)),
         "tdsm_slices_one": figures.tdsm_slices(np.zeros((30, 8, 1)), np.ones((30, 8, 1)), [0]),
+        "methods": figures.methods(image, random.normal(size=(4, 8, 6, 10)), ["leave_one_out"] * 4, range(240, 248)),
+        "methods_one": figures.methods(np.zeros((30, 8, 1)), np.zeros((1, 1, 30, 8)), ["solo"], [0]),
         "token_statistics": figures.token_statistics(maps[0], np.abs(maps[0])),
         "token_statistics_one": figures.token_statistics(np.zeros((1, 1)), np.zeros((1, 1))),
         "confusion": figures.confusion(np.full((10, 10), 12345), names[:10]),
@@ -279,3 +281,14 @@ def test_pixels_of_an_image_arrive_in_the_png():
     share = (picture == [255, 0, 0]).all(-1).mean()
     box = figure.axes[0].get_window_extent()
     assert share == pytest.approx(2 * box.width * box.height / (figure.bbox.width * figure.bbox.height), rel=0.05)
+
+
+def test_every_method_is_drawn_on_its_own_scale(random):
+    components = random.normal(size=(2, 3, 6, 6)) * np.array([1.0, 1e-3])[:, None, None, None]
+    axes = figures.methods(np.zeros((6, 6, 1)), components, ["solo", "additive"], [4, 5, 6]).axes
+    tiles = [a for a in axes[1:] if a.images]
+    assert len(tiles) == 6
+    for tile, values in zip(tiles, components.reshape(6, 6, 6), strict=True):
+        np.testing.assert_array_equal(shown(tile), values)
+    for row in (tiles[:3], tiles[3:]):
+        assert {a.images[0].get_clim() for a in row} == {(-(m := max(np.abs(shown(a)).max() for a in row)), m)}

@@ -80,6 +80,12 @@ CAPTIONS = {
         "stands beside the token number: red is above, blue below, white at the mean. All maps share one scale, in "
         "the units of the model's output, so a pale map is a token that says little about where."
     ),
+    "methods": (
+        "The first tokens of one image under every decomposition, averaged over colour. Each row has its own scale, "
+        "red above zero and blue below, white at zero: what the token alone decodes to (solo), what it contributed "
+        "to the reconstruction (additive), what would be missing without it (leave one out), and how much it was "
+        "looked at (attention)."
+    ),
     "token_statistics": (
         "Level and spatial variation of every token's map. Above: its mean over space. Below: its standard deviation "
         "over space. Dots are means over images, bars run from the 10th to the 90th percentile of the images; both "
@@ -233,6 +239,48 @@ def tdsm_slices(
         _show(axes, deviations[..., k], cmap=SIGNED, vmin=-limit, vmax=limit)
         _label(axes, f"{token_ids[k]} · {means[k]:+.2f}".replace("-", "−"))
     _colour_bar(figure, _box(figure, *bar), SIGNED, -limit, limit, extend="both", horizontal=True)
+    return figure
+
+
+@styled
+def methods(
+    image: Float[np.ndarray, "height width channels"],
+    components: Float[np.ndarray, "methods tokens height width"],
+    names: Sequence[str],
+    token_ids: Sequence[int] | Int[np.ndarray, "tokens"],
+) -> Figure:
+    """Draw the same tokens' components under several decompositions, one row a method, each on its own scale.
+
+    >>> blank = np.zeros((8, 8, 1))
+    >>> len(methods(blank, np.ones((2, 4, 8, 8)), ["solo", "additive"], range(4)).axes)  # image, 2 × 4, 2 bars
+    11
+
+    Args:
+        image: In [0, 1].
+        components: Model values averaged over channels.
+        names: The methods' names.
+        token_ids: The tokens' numbers, their labels.
+    """
+    image, components = _finite("image", image), _finite("components", components)
+    count = components.shape[1]
+    left, gap, top = 1.25, 0.06, 0.5
+    width, height = _tile(image.shape[:2], room=6.6 - gap * count, columns=count + 1, largest=1.2)
+    across = max(left + (count + 1) * (width + gap) + 1.0, 5.0)
+    figure = Figure((across, top + len(names) * (height + gap) + 0.1))
+    _write(figure, 0.1, 0.14, "Components under every decomposition, each row on its own scale", size=10.0)
+    axes = _box(figure, left, top, width, height)
+    _show(axes, image)
+    _label(axes, "input")
+    for row, (name, maps) in enumerate(zip(names, components, strict=True)):
+        y, limit = top + row * (height + gap), float(np.abs(maps).max()) or 1.0
+        _write(figure, 0.1, y + height / 2, name.replace("_", " "), verticalalignment="center", color=FAINT)
+        for column, values in enumerate(maps):
+            axes = _box(figure, left + (column + 1) * (width + gap), y, width, height)
+            _show(axes, values, cmap=SIGNED, vmin=-limit, vmax=limit)
+            if row == 0:
+                _label(axes, str(token_ids[column]))
+        bar = _box(figure, left + (count + 1) * (width + gap) + 0.06, y, 0.09, height)
+        _colour_bar(figure, bar, SIGNED, -limit, limit)
     return figure
 
 

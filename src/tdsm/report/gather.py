@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from tdsm import io
+from tdsm.analysis import METHODS, analysis_cells, read_analysis
 from tdsm.baselines import ROWS
-from tdsm.decomposition import component_images
+from tdsm.decomposition import component_images, decompose
 from tdsm.evaluate import Run, notes, read_predictions, samples
 from tdsm.field import count_parameters
 from tdsm.metrics import confusion_matrix, psnr
@@ -20,13 +21,15 @@ from tdsm.report.page import ReportInputs
 from tdsm.report.table import best, verdict
 from tdsm.select import parse_selection, select_tokens
 
-SHOWN_IMAGES, EMBEDDED_IMAGES = 8, 1000
+SHOWN_IMAGES, SHOWN_TOKENS, EMBEDDED_IMAGES = 8, 8, 1000
 
 
 def gather(run: Run, table: list[dict], history: list[dict], quality: dict) -> ReportInputs:
     """Return everything the page of a run shows."""
-    config = run.field.config
+    config, analysis = run.field.config, read_analysis(run.path)
     drawn = {**_pictures(run), **_statistics(run), **_results(run, table)}
+    if analysis is not None:
+        drawn["methods"] = (_methods(run), CAPTIONS["methods"])
     if history:
         drawn["curves"] = (figures.curves(history), CAPTIONS["curves"])
     return ReportInputs(
@@ -47,7 +50,13 @@ def gather(run: Run, table: list[dict], history: list[dict], quality: dict) -> R
         config=run.config.model_dump(mode="json"),
         environment=io.read_json(run.path / "environment.json") | {"reported_on": platform.platform()},
         command=io.read_json(run.path / "environment.json")["command"],
+        measures=None if analysis is None else (analysis_cells(analysis), _meanings(analysis)),
     )
+
+
+def _meanings(analysis: dict) -> tuple[str, ...]:
+    words = (f"{name.replace('_', ' ')}: {meaning}." for name, meaning in analysis["meanings"].items())
+    return (f"Means over {analysis['images']} test images.", *words)
 
 
 def _quality_words(quality: dict) -> str:
@@ -76,6 +85,16 @@ def _pictures(run: Run) -> dict[str, tuple[Figure, str]]:
         slices = figures.tdsm_slices(pair[0], maps[image], indices)
         drawn[f"tdsm-{image}"] = (slices, CAPTIONS["tdsm_slices"])
     return drawn
+
+
+@torch.no_grad()
+def _methods(run: Run) -> Figure:
+    image = run.data.test.floats([0]).to(run.device)
+    tokens, size = run.field.encode(image), tuple(image.shape[2:])
+    indices = list(range(min(SHOWN_TOKENS, tokens.shape[1])))
+    parts = [decompose(run.field, tokens, size=size, method=method, selection=indices) for method in METHODS]
+    components = np.stack([part.components[0].mean(dim=-1).cpu().numpy() for part in parts])
+    return figures.methods(_unit(image[0].movedim(0, -1)), components, METHODS, indices)
 
 
 def _statistics(run: Run) -> dict[str, tuple[Figure, str]]:

@@ -57,6 +57,7 @@ class ReportInputs:
         config: The whole configuration.
         environment: Versions and machine.
         command: The command line that makes this page again.
+        measures: Lines of a table of measures, headings first, and sentences that explain it; None for no table.
     """
 
     title: str
@@ -68,6 +69,7 @@ class ReportInputs:
     config: dict[str, Any]
     environment: dict[str, Any]
     command: str
+    measures: tuple[Sequence[Sequence[str]], Sequence[str]] | None = None
 
 
 def render(inputs: ReportInputs) -> str:
@@ -131,6 +133,7 @@ def _page(inputs: ReportInputs, pictures: dict[str, bytes]) -> str:
 {_findings(inputs)}
 {_accuracy(inputs.rows, inputs.summary)}
 {_field(inputs.field)}
+{_measures(inputs.measures)}
 {_figures(inputs, pictures)}
 {_reproduction(inputs)}
 </main>
@@ -177,6 +180,7 @@ def _navigation(inputs: ReportInputs) -> str:
         ("caveats", "Caveats", inputs.notes, ""),
         ("accuracy", "Accuracy", True, ""),
         ("field", "Field", inputs.field, ""),
+        ("decompositions", "Decompositions", inputs.measures, ""),
         ("figures", "Figures", inputs.figures, f"\n<ul>\n{figures}</ul>\n"),
         ("reproduce", "Reproduce", True, ""),
     ]
@@ -251,6 +255,20 @@ def _field(facts: dict[str, Any]) -> str:
         return ""
     entries = "".join(f"<div><dt>{_text(_title(k))}</dt><dd>{_text(_fact(v))}</dd></div>\n" for k, v in facts.items())
     return f'<section id="field">\n<h2>Field</h2>\n<dl>\n{entries}</dl>\n</section>'
+
+
+def _measures(measures: tuple[Sequence[Sequence[str]], Sequence[str]] | None) -> str:
+    if measures is None:
+        return ""
+    (header, *lines), sentences = measures
+    heads = "".join(f'<th scope="col">{_text(name)}</th>' for name in header)
+    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in line)}</tr>\n" for line in lines)
+    return (
+        '<section id="decompositions">\n<h2>Decompositions</h2>\n'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Table of measures">\n'
+        f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n</div>\n"
+        f"<ul>\n{_items(sentences)}</ul>\n</section>"
+    )
 
 
 def _fact(value: object) -> str:
