@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from pydantic import Field
@@ -15,7 +15,7 @@ from tdsm.errors import ResourceError, SpaceWarning, TdsmError, UsageError
 from tdsm.options import base_config, to_yaml
 from tdsm.presets import PRESETS
 from tdsm.runfolder import CONFIG, create_run, differences, read_config
-from tdsm.settings import MapConfig, ProbeConfig, RunConfig, Settings
+from tdsm.settings import MapConfig, ProbeConfig, RunConfig, Settings, StudyConfig
 
 HELP = """usage: tdsm VERB [OPTIONS]        tdsm VERB --help shows a verb's options
 
@@ -26,6 +26,7 @@ Token-wise decoded decomposition of conditioned neural fields, and classificatio
   classify   train heads and baselines on its maps        tdsm classify runs/cifar
   evaluate   score them on the test split, once           tdsm evaluate runs/cifar
   analyse    measure what the field's tokens do           tdsm analyse runs/cifar
+  study      an experiment on the run, such as worth      tdsm study worth runs/cifar
   report     write the page with table and pictures       tdsm report runs/cifar
   info       describe this machine, a run or a checkpoint tdsm info runs/cifar
 
@@ -70,6 +71,13 @@ class AnalyseCommand(Settings):
     run: tyro.conf.Positional[Path] = Field(description="Run folder.")
     images: int = Field(256, ge=2, description="Test images measured, the first ones.")
     against: Path | None = Field(None, description="A run of the same data from another seed, to match tokens with.")
+
+
+class StudyCommand(StudyConfig):
+    """Ask whether decoding the tokens pays for classification: equal heads on every feature, paired intervals."""
+
+    study: tyro.conf.Positional[Literal["worth"]] = Field(description="Which study.")
+    run: tyro.conf.Positional[Path] = Field(description="Run folder.")
 
 
 class InfoCommand(Settings):
@@ -177,6 +185,20 @@ def analyse(arguments: list[str]) -> None:
     print(command.run / analysis.TABLE)
 
 
+def study(arguments: list[str]) -> None:
+    """Ask whether decoding the tokens pays for classification: equal heads on every feature, paired intervals."""
+    command = tyro.cli(StudyCommand, prog="tdsm study", args=arguments, description=study.__doc__)
+    config = StudyConfig.model_validate({name: getattr(command, name) for name in StudyConfig.model_fields})
+    from tdsm import stages
+    from tdsm.study.table import write_study
+    from tdsm.study.worth import run_study
+
+    run = stages.finished(command.run)
+    path, words = write_study(run.path, run_study(run, config, say=_say))
+    _say(words)
+    print(path)
+
+
 def report(arguments: list[str]) -> None:
     """Write the page of a run, with its pictures."""
     command = tyro.cli(FolderCommand, prog="tdsm report", args=arguments, description=report.__doc__)
@@ -199,6 +221,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "classify": classify,
     "evaluate": evaluate,
     "analyse": analyse,
+    "study": study,
     "report": report,
     "info": info,
 }

@@ -26,7 +26,7 @@ from tdsm.select import parse_selection
 from tdsm.settings import MapConfig
 from tdsm.store import has_shard, shard_ranges, write_shard
 
-Images = Float[Tensor, "batch channels height width"]
+Images = Float[Tensor, "batch channels rows columns"]  # maps may have another height and width
 Features = Float[Tensor, "batch height width maps"]
 
 

@@ -117,6 +117,24 @@ class ProbeConfig(Settings):
     temperature: float = Field(0.1, gt=0, description="Temperature of the k-NN vote, exp(cosine / temperature).")
 
 
+class StudyConfig(Settings):
+    """How the study of worth asks: the same budget and tuning for every feature."""
+
+    seeds: Positive = Field(3, description="Seeds of each head.")
+    parameters: Positive = Field(50_000, description="Most parameters a head may have; the widest is taken.")
+    size: tuple[Positive, Positive] | None = Field((16, 16), description="Height and width of maps; not set: images'.")
+    epochs: Positive = Field(6, description="Passes over the training features.")
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1e-3, 1e-2), min_length=1, description="Learning rates tried; validation chooses."
+    )
+    max_train: int | None = Field(5000, ge=1, description="Training images used, a random subset of the run's.")
+    max_test: int | None = Field(None, ge=2, description="Test images used, a random subset; all if not set.")
+    token_counts: tuple[Positive, ...] = Field(
+        (4, 8, 16), description="Also from the first n tokens alone, where there are more."
+    )
+    steps: tuple[Positive, ...] = Field((250, 1000), description="Also from fields trained anew for fewer steps.")
+
+
 class RunConfig(Settings):
     """A whole run: data, field, its training, its maps, the heads and baselines on them."""
 

@@ -1,0 +1,1 @@
+"""Experiments that anyone can rerun on a run's field."""

@@ -1,0 +1,169 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tdsm.errors import UsageError
+from tdsm.extract import make_maps
+from tdsm.field import count_parameters
+from tdsm.heads import TDSMClassifier
+from tdsm.settings import MapConfig, StudyConfig
+from tdsm.stages import finished
+from tdsm.study import worth as module
+from tdsm.study.features import MEANINGS, all_features, random_expansion
+from tdsm.study.table import paired_interval, reference_of, study_verdict, summarize
+from tdsm.study.worth import HEADS, head_of_size, run_study
+from tests.pipeline import content, demo, digits, tdsm
+
+TINY = {"seeds": 2, "parameters": 900, "size": (4, 4), "epochs": 1, "learning_rates": (1e-2,), "max_train": 40}
+SMALL = StudyConfig.model_validate(TINY | {"max_test": 30, "token_counts": (2, 4), "steps": (3,)})
+
+
+def silent(words):
+    pass
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return finished(demo(tmp_path_factory.mktemp("demo") / "run"), digits())
+
+
+@pytest.fixture(scope="module")
+def study(run):
+    return run_study(run, SMALL, silent)
+
+
+def test_every_question_is_answered_for_every_seed(study):
+    asked = {(row["field"], row["feature"], row["head"], row["tokens"]) for row in study["rows"]}
+    main = {("trained", feature, head, 4) for feature in MEANINGS for head in HEADS}
+    few = {("trained", feature, "structured", 2) for feature in ("solo", "tokens")}
+    short = {("steps-3", feature, "structured", 4) for feature in ("solo", "tokens")}
+    assert asked == main | few | short
+    assert len(study["rows"]) == 2 * len(asked)
+    assert study["psnr"].keys() == {"trained", "steps-3"}
+    assert all(row["parameters"] <= 900 and len(row["is_right"]) == 30 for row in study["rows"])
+    assert all(row["accuracy"] == pytest.approx(np.mean(row["is_right"])) for row in study["rows"])
+
+
+def test_what_was_answered_is_not_asked_again(run, study, monkeypatch):
+    before = content(run.path / module.FOLDER)
+    for name in ("fit_head", "train_field"):
+        monkeypatch.setattr(module, name, None)
+    assert run_study(run, SMALL, silent) == study
+    assert content(run.path / module.FOLDER) == before
+
+
+def test_a_killed_study_goes_on(run, study, tmp_path):
+    other = finished(demo(tmp_path / "run"), digits())
+    answered = []
+
+    def stop(words):
+        answered.append(words)
+        if len(answered) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(other, SMALL, stop)
+    again = run_study(other, SMALL, silent)
+    assert again == study
+
+
+def test_other_settings_are_refused(run, study):
+    with pytest.raises(UsageError, match="started with other settings"):
+        run_study(run, SMALL.model_copy(update={"epochs": 2}), silent)
+
+
+def test_features_are_what_they_are_said_to_be(run):
+    images = digits().test.floats(torch.arange(3))
+    start = module.untrained_field(run)
+    features = all_features(run.field, start, images, (4, 5))
+    assert features.keys() == MEANINGS.keys()
+    maps = {name for name in MEANINGS if features[name].shape[1:] == (4, 5, 4)}
+    assert maps == {"solo", "additive", "leave_one_out", "attention", "random-expansion", "untrained-solo"}
+    with torch.no_grad():
+        tokens = run.field.encode(images)
+        for method in ("solo", "additive"):
+            expected = make_maps(run.field, tokens, MapConfig(method=method), (4, 5))
+            torch.testing.assert_close(features[method].float(), expected, rtol=2e-3, atol=2e-3)
+        before = make_maps(start, start.encode(images), MapConfig(), (4, 5))
+    torch.testing.assert_close(features["untrained-solo"].float(), before, rtol=2e-3, atol=2e-3)
+    assert not torch.allclose(features["untrained-solo"], features["solo"], atol=1e-2)
+
+
+def test_a_random_expansion_depends_on_the_values_alone():
+    values = torch.randn(2, 3, 8)
+    maps = random_expansion(values, (4, 5))
+    assert torch.equal(maps, random_expansion(values, (4, 5)))
+    assert torch.equal(maps[..., [2, 0]], random_expansion(values[:, [2, 0]], (4, 5)))
+
+
+@pytest.mark.parametrize(("pool", "size"), [("flatten", (4, 4)), ("cnn", (8, 8)), ("transformer", (16, 1))])
+def test_heads_are_as_wide_as_the_budget_allows(pool, size):
+    def parameters(head):
+        return count_parameters(TDSMClassifier(12, 10, pool, size, **head.model_dump(exclude={"pool"})))
+
+    head = head_of_size(pool, 12, size, 10, 20_000)
+    option = module.WIDTHS[pool]
+    wider = head.model_copy(update={option: getattr(head, option) + (4 if pool == "transformer" else 1)})
+    assert parameters(head) <= 20_000 < parameters(wider)
+
+
+def test_a_budget_too_small_is_named():
+    with pytest.raises(UsageError, match="more than the 50 of --parameters"):
+        head_of_size("flatten", 12, (4, 4), 10, 50)
+
+
+def test_the_interval_is_that_of_paired_differences():
+    random = np.random.default_rng(0)
+    one, other = random.random((3, 400)) < 0.7, random.random((3, 400)) < 0.5
+    middle, low, high = paired_interval(one, other)
+    d = one.mean(0) - other.mean(0)
+    assert middle == pytest.approx(one.mean() - other.mean())
+    assert (high - low) / 2 == pytest.approx(1.96 * d.std(ddof=1) / 20)
+    assert paired_interval(one, one) == (0.0, 0.0, 0.0)
+
+
+def rows(feature, right, validation, tokens=4, field="trained"):
+    base = {"field": field, "feature": feature, "head": "mlp", "tokens": tokens, "parameters": 9}
+    right = np.asarray(right)
+    return [
+        base | {"validation_accuracy": validation, "accuracy": float(r.mean()), "is_right": r.tolist()} for r in right
+    ]
+
+
+def test_both_sides_are_chosen_on_validation_and_the_verdict_says_who_wins():
+    good, bad = np.tile([1, 1, 1, 0], (2, 50)), np.tile([1, 0, 0, 0], (2, 50))
+    found = summarize({"rows": [*rows("solo", bad, 0.9), *rows("additive", good, 0.1), *rows("tokens", good, 0.5)]})
+    assert reference_of(found)["feature"] == "tokens"
+    words = study_verdict(found)
+    assert "solo (mlp), test 25.0 %" in words
+    assert "-50.0 points" in words
+    assert words.endswith("decoding does not pay.")
+    found = summarize({"rows": [*rows("solo", good, 0.9), *rows("values", bad, 0.5), *rows("tokens", good, 0.4)]})
+    assert reference_of(found)["feature"] == "values"
+    assert study_verdict(found).endswith("decoding pays.")
+    found = summarize({"rows": [*rows("solo", good, 0.9), *rows("tokens", good, 0.4)]})
+    assert study_verdict(found).endswith("no difference shown.")
+
+
+def test_a_row_of_fewer_tokens_or_steps_is_never_the_reference():
+    good, bad = np.tile([1, 1], (1, 5)), np.tile([1, 0], (1, 5))
+    others = [*rows("tokens", good, 0.9, tokens=2), *rows("tokens", good, 0.9, field="steps-3")]
+    found = summarize({"rows": [*others, *rows("tokens", bad, 0.1), *rows("solo", bad, 0.1)]})
+    assert (reference_of(found)["tokens"], reference_of(found)["field"]) == (4, "trained")
+
+
+def test_the_command_prints_the_table(tmp_path, capsys):
+    path = demo(tmp_path / "run")
+    options = ["--seeds", 1, "--parameters", 900, "--size", 4, 4, "--epochs", 1, "--max-train", 40]
+    assert tdsm("study", "worth", path, *options, "--steps", 2, "--token-counts", 2) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{path}/study-worth.md\n"
+    text = (path / "study-worth.md").read_text()
+    assert text in captured.err
+    assert all(f"| {feature} | {head} |" in text for feature in MEANINGS for head in HEADS)
+    kept = json.loads((path / "study-worth.json").read_text())
+    assert kept["settings"]["parameters"] == 900
+    assert all("is_right" not in row for row in kept["rows"])
+    assert tdsm("study", "worht", path) == 2
