@@ -24,10 +24,12 @@ def in_chunks(work: Callable[[Tensor], Tensor], rows: Tensor, chunk: int) -> Ten
     """
     if len(rows) == 0:
         return work(rows)
+    chunk = min(chunk, len(rows))
     parts: list[Tensor] = []
     joined: Tensor | None = None
     start = 0
     while start < len(rows):
+        failure = None
         try:
             part = work(rows[start : start + chunk])
             if joined is None and not part.requires_grad and len(part) < len(rows):
@@ -35,11 +37,9 @@ def in_chunks(work: Callable[[Tensor], Tensor], rows: Tensor, chunk: int) -> Ten
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if chunk == 1:
-                raise ResourceError(f"decoding a single token does not fit in memory ({error}).") from error
-            chunk = chunk // 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            failure = str(error)
+        if failure is not None:  # dealt with here, where the failed attempt's tensors are no longer held
+            chunk = _smaller(chunk, failure)
             continue
         if joined is None:
             parts.append(part)
@@ -47,6 +47,16 @@ def in_chunks(work: Callable[[Tensor], Tensor], rows: Tensor, chunk: int) -> Ten
             joined[start : start + len(part)] = part
         start += len(part)
     return torch.cat(parts) if joined is None else joined
+
+
+def _smaller(chunk: int, failure: str) -> int:
+    if chunk == 1:
+        raise ResourceError(
+            f"decoding a single token does not fit in memory ({failure}). Use a smaller size, fewer images or tokens."
+        )
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return chunk // 2
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -17,9 +17,11 @@ from tdsm.decomposition.separated import Reduction, evaluate, prepare
 from tdsm.tokenfield import TokenField
 
 
-def exact(field: TokenField, tokens: Tokens, queries: Queries, chunk: int | None = None) -> Components:
+def exact(
+    field: TokenField, tokens: Tokens, queries: Queries, chunk: int | None = None, backend: str | None = None
+) -> Components:
     """Decode every token alone from its token value, separated where the field's readout allows it."""
-    return decode_values(field, field.attend_one(tokens), queries, chunk=chunk)
+    return decode_values(field, field.attend_one(tokens), queries, chunk=chunk, backend=backend)
 
 
 def collapsed(field: TokenField, tokens: Tokens, queries: Queries, chunk: int | None = None) -> Components:
@@ -46,8 +48,9 @@ def decode_values(
     if readout is None:
         return _read_out(field, values, queries, reduction, chunk, pool)
     separated = prepare(readout, queries, reduction)
-    plan = plan_decoding(field, values.shape[:2].numel(), queries, channels=len(separated.output_weight), chunk=chunk)
-    return evaluate(separated, values, chunk=plan.chunk, pool=pool, backend=backend or plan.backend)
+    channels, pairs = len(separated.output_weight), values.shape[:2].numel()
+    plan = plan_decoding(field, pairs, queries, channels=channels, chunk=chunk, backend=backend)
+    return evaluate(separated, values, chunk=plan.chunk, pool=pool, backend=plan.backend)
 
 
 def _read_out(

@@ -4,11 +4,13 @@ import logging
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from tdsm.decomposition.definition import Queries, default_chunk
 from tdsm.decomposition.kernels import cpu
-from tdsm.decomposition.kernels.gated_sum import fastest
+from tdsm.decomposition.kernels.gated_sum import BACKENDS, fastest, serves
 from tdsm.decomposition.separated import MAP_FLOATS
+from tdsm.errors import UsageError
 from tdsm.tokenfield import TokenField
 
 log = logging.getLogger("tdsm")
@@ -28,12 +30,19 @@ class Plan:
 
 
 def plan_decoding(
-    field: TokenField, pairs: int, queries: Queries, *, channels: int = 3, chunk: int | None = None
+    field: TokenField,
+    pairs: int,
+    queries: Queries,
+    *,
+    channels: int = 3,
+    chunk: int | None = None,
+    backend: str | None = None,
 ) -> Plan:
     """Choose strategy, backend and chunk from shapes, device, dtype and whether compiling pays.
 
     Exact decoding is never slower than the loop, so it is always the strategy. The compiled kernel serves float32
-    on CPU and GPU; elsewhere, and for work that is done sooner than a first compilation, it is the eager form.
+    on CPU and GPU, and half precision, whose sums are float32; elsewhere, and for work that is done sooner than a
+    first compilation, it is the eager form.
 
     >>> from tdsm.field import FieldConfig, NeuralField
     >>> field = NeuralField(FieldConfig(widths=(16,), num_latents=8, mapping_dim=6))
@@ -45,25 +54,42 @@ def plan_decoding(
         pairs: (image, token) pairs to decode.
         queries: Query features, (points, width).
         channels: Channels the readout computes: 1 for the reduction to the mean, else all.
-        chunk: The caller's choice, kept.
+        chunk, backend: The caller's choice, kept.
+
+    Raises:
+        UsageError: If the backend is unknown or does not serve this device and dtype.
     """
     readout = field.gated_readout()
     if readout is None:
         chosen = chunk or default_chunk(queries)
         return _logged(Plan("exact", None, chosen, "this readout does not separate: read out q + c_k, no attention"))
     points, hidden = queries.shape[0], readout.hidden_weight.shape[0] // 2
-    backend, reason = _backend(queries, channels, units=pairs * points * hidden)
+    dtype = torch.promote_types(queries.dtype, readout.hidden_weight.dtype)
+    summed = queries.new_empty(0, dtype=torch.promote_types(dtype, torch.float32))
+    if backend is None:
+        backend, reason = _backend(summed, channels, units=pairs * points * hidden)
+    else:
+        reason = "the caller's choice"
+        _check_backend(backend, summed, channels)
     chosen = chunk or max(1, min(pairs, _map_floats(queries) // (points * channels)))
     return _logged(Plan("exact", backend, chosen, reason))
 
 
-def _backend(queries: Queries, channels: int, units: int) -> tuple[str, str]:
-    if (queries.dtype, queries.device.type) == (torch.float32, "cpu") and not cpu.is_built(channels):
+def _backend(summed: Tensor, channels: int, units: int) -> tuple[str, str]:
+    if (summed.dtype, summed.device.type) == (torch.float32, "cpu") and not cpu.is_built(channels):
         seconds = units / EAGER_UNITS_PER_SECOND
         if seconds < COMPILE_SECONDS:
             return "eager", f"about {seconds:.2g} s of eager work do not repay compiling the kernel"
-    backend = fastest(queries, channels)
-    return backend, f"the fastest there is for {queries.dtype} on {queries.device.type}"
+    return fastest(summed, channels), f"the fastest there is for sums in {summed.dtype} on {summed.device.type}"
+
+
+def _check_backend(backend: str, summed: Tensor, channels: int) -> None:
+    if backend not in BACKENDS or not serves(backend, summed, channels):
+        possible = ", ".join(name for name in BACKENDS if serves(name, summed, channels))
+        raise UsageError(
+            f"component_images: backend {backend!r} does not serve sums in {summed.dtype} on {summed.device.type} "
+            f"here, expected one of {possible}, or None for the fastest."
+        )
 
 
 def _map_floats(queries: Queries) -> int:

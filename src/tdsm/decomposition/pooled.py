@@ -9,9 +9,9 @@ from torch import Tensor
 from tdsm.decomposition.definition import Tokens
 from tdsm.decomposition.exact import decode_values
 from tdsm.decomposition.separated import Reduction
+from tdsm.decomposition.solo import chosen_tokens
 from tdsm.errors import UsageError
 from tdsm.reduce import REDUCTIONS, reduce_components
-from tdsm.select import select_tokens
 from tdsm.tokenfield import TokenField, device_of, resolve_points
 
 KINDS: dict[str, Reduction] = {"mean": "mean", "l2": "l2", "rgb": "none"}
@@ -31,18 +31,22 @@ def pooled_map(
     reduction: str = "mean",
     selection: str | Sequence[int] | None = None,
     chunk: int | None = None,
+    backend: str | None = None,
 ) -> Float[Tensor, "batch cells cells maps"]:
     """Pool the spatial map over a grid of cells × cells regions, chunk by chunk.
 
     Equal to pooling `spatial_map` afterwards, but only `chunk` tokens' maps exist at a time.
 
     Args:
-        field, tokens, size, reduction, selection, chunk: As in `spatial_map`, with a size of two axes.
+        field, tokens, size, reduction, selection, chunk, backend: As in `spatial_map`, with a size of two axes.
         pool: "avg" or "max".
         cells: Regions along each axis: 1 pools everything, 2, 4 or 8 keep a coarse grid.
 
     Raises:
         UsageError: If an argument is unknown or does not fit.
+
+    Warns:
+        SpaceWarning: If the decoder's component images cannot carry space.
     """
     if not isinstance(pool, str) or pool not in POOLS or reduction not in REDUCTIONS:
         raise UsageError(
@@ -54,7 +58,7 @@ def pooled_map(
         raise UsageError(
             f"pooled_map: {cells} × {cells} cells of size {shape}; expected 1 to {min(shape)} on two axes."
         )
-    tokens = tokens[:, select_tokens(tokens.shape[1], selection)]
+    tokens = chosen_tokens(field, tokens, selection, chunk)
 
     def pool_rows(maps: Float[Tensor, "rows points *channels"]) -> Float[Tensor, "rows regions *channels"]:
         pictures = (
@@ -63,8 +67,8 @@ def pooled_map(
         regions = POOLS[pool](pictures, (cells, cells)).flatten(2).movedim(1, -1)
         return regions if maps.ndim == 3 else regions[..., 0]
 
-    kind = KINDS[reduction]
-    pooled = decode_values(field, field.attend_one(tokens), field.queries(points), kind, chunk=chunk, pool=pool_rows)
+    kind, values = KINDS[reduction], field.attend_one(tokens)
+    pooled = decode_values(field, values, field.queries(points), kind, chunk=chunk, pool=pool_rows, backend=backend)
     if kind == "none":
         return reduce_components(pooled.unflatten(2, (cells, cells)), "rgb")
     return pooled.unflatten(2, (cells, cells)).movedim(1, -1)

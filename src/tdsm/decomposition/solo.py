@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 from jaxtyping import Float
@@ -26,6 +27,7 @@ def component_images(
     strategy: str = "auto",
     selection: str | Sequence[int] | None = None,
     chunk: int | None = None,
+    backend: str | None = None,
 ) -> Float[Tensor, "batch selected *points channels"]:
     """Decode each token alone into its component image.
 
@@ -52,6 +54,8 @@ def component_images(
             the arithmetic) or "auto". All agree in values and gradients up to rounding.
         selection: None for all tokens, "stride:n", "first:n", or a list of indices.
         chunk: (image, token) pairs decoded at once; bounds memory, never changes results. None chooses.
+        backend: Of the exact strategy: "eager", "cpu" (compiled) or "gpu" (Triton). None chooses, as
+            `plan_decoding` tells.
 
     Returns:
         Values in the field's range (nominally [-1, 1]), shape (batch, selected, *size, channels).
@@ -63,8 +67,9 @@ def component_images(
         SpaceWarning: If the decoder's component images cannot carry space.
     """
     points, shape = resolve_points(field, size, coords, device=device_of(tokens))
-    tokens = _select(field, tokens, selection, strategy, chunk)
-    return _strategy(strategy)(field, tokens, field.queries(points), chunk).unflatten(2, shape)
+    decode = _strategy(strategy, backend)
+    tokens = chosen_tokens(field, tokens, selection, chunk)
+    return decode(field, tokens, field.queries(points), chunk).unflatten(2, shape)
 
 
 def spatial_map(
@@ -77,12 +82,13 @@ def spatial_map(
     selection: str | Sequence[int] | None = None,
     strategy: str = "auto",
     chunk: int | None = None,
+    backend: str | None = None,
 ) -> Float[Tensor, "batch *points maps"]:
     """Reduce component images over colour into the token-decoded spatial map.
 
     Args:
         reduction: "mean" or "l2" (one channel a token), or "rgb" (token-major: map k · C + c).
-        field, tokens, size, coords, selection, strategy, chunk: As in `component_images`.
+        field, tokens, size, coords, selection, strategy, chunk, backend: As in `component_images`.
 
     Returns:
         Maps of shape (batch, *size, selected tokens), times channels for "rgb".
@@ -102,6 +108,7 @@ def spatial_map(
         selection=selection,
         strategy=strategy,
         chunk=chunk,
+        backend=backend,
     )
     return maps.unflatten(1, shape)
 
@@ -115,15 +122,17 @@ def map_queries(
     selection: str | Sequence[int] | None = None,
     strategy: str = "auto",
     chunk: int | None = None,
+    backend: str | None = None,
 ) -> Float[Tensor, "batch points maps"]:
     """Return the spatial map at given query features instead of coordinates; see `spatial_map`."""
     check_reduction(reduction)
-    tokens = _select(field, tokens, selection, strategy, chunk)
-    chosen = _strategy(strategy)
-    if chosen is exact and reduction != "rgb":
+    decode = _strategy(strategy, backend)
+    tokens = chosen_tokens(field, tokens, selection, chunk)
+    if strategy in ("auto", "exact") and reduction != "rgb":
         kind: Literal["mean", "l2"] = "mean" if reduction == "mean" else "l2"
-        return decode_values(field, field.attend_one(tokens), queries, kind, chunk=chunk).movedim(1, -1)
-    return reduce_components(chosen(field, tokens, queries, chunk), reduction)
+        values = field.attend_one(tokens)
+        return decode_values(field, values, queries, kind, chunk=chunk, backend=backend).movedim(1, -1)
+    return reduce_components(decode(field, tokens, queries, chunk), reduction)
 
 
 def missing_space(field: TokenField) -> str | None:
@@ -141,10 +150,10 @@ def missing_space(field: TokenField) -> str | None:
     return None
 
 
-def _select(
-    field: TokenField, tokens: Tokens, selection: str | Sequence[int] | None, strategy: str, chunk: int | None
+def chosen_tokens(
+    field: TokenField, tokens: Tokens, selection: str | Sequence[int] | None, chunk: int | None
 ) -> Float[Tensor, "batch selected token_width"]:
-    _strategy(strategy)
+    """Return the selected tokens; refuse a chunk that is no count, and warn of a decoder that carries no space."""
     if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
         raise UsageError(
             f"component_images: chunk is {chunk!r}, expected a count of at least 1, or None to choose one."
@@ -155,9 +164,11 @@ def _select(
     return tokens if selection is None else tokens[:, indices]
 
 
-def _strategy(name: str) -> Callable[..., Components]:
-    if name == "auto":
-        return exact
-    if not isinstance(name, str) or name not in STRATEGIES:
+def _strategy(name: str, backend: str | None) -> Callable[..., Components]:
+    if not isinstance(name, str) or name not in (*STRATEGIES, "auto"):
         raise UsageError(f"component_images: unknown strategy {name!r}, expected auto, {', '.join(STRATEGIES)}.")
+    if name in ("auto", "exact"):
+        return partial(exact, backend=backend)
+    if backend is not None:
+        raise UsageError(f"component_images: strategy {name!r} has no backends; leave {backend!r} out, or use exact.")
     return STRATEGIES[name]

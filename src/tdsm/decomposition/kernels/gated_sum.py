@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tdsm.decomposition.kernels import cpu
 
-BACKENDS = ("eager", "cpu", "gpu")  # modules beside this one, each with a forward and a backward
+BACKENDS = ("eager", "cpu", "gpu")  # modules beside this one, each with a forward and a backward; faster ones last
 
 
 @torch.compiler.disable
@@ -42,12 +42,17 @@ def gated_sum(
 
 def fastest(like: Tensor, channels: int = 3) -> str:
     """Name the fastest backend that works here for tensors of this device and dtype."""
-    if like.dtype == torch.float32:
-        if like.device.type == "cpu" and cpu.load(channels) is not None:
-            return "cpu"
-        if like.device.type == "cuda" and find_spec("triton") is not None:
-            return "gpu"
-    return "eager"
+    return next(name for name in reversed(BACKENDS) if serves(name, like, channels))
+
+
+def serves(backend: str, like: Tensor, channels: int = 3) -> bool:
+    """Tell whether a backend works here for tensors of this device and dtype."""
+    kind = (like.dtype, like.device.type)
+    if backend == "cpu":
+        return kind == (torch.float32, "cpu") and cpu.load(channels) is not None
+    if backend == "gpu":
+        return kind == (torch.float32, "cuda") and find_spec("triton") is not None
+    return True
 
 
 class _GatedSum(torch.autograd.Function):
