@@ -1,0 +1,58 @@
+"""What README.md and examples/ show works as shown."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tdsm.cli import VERBS
+from tdsm.decomposition import DECOMPOSITIONS
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def test_the_python_of_the_readme_gives_the_shapes_it_states():
+    block = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    names: dict = {}
+    exec(block, names)
+    shapes = {name: tuple(names[name].shape) for name in ("tokens", "recon", "comps", "maps", "scores")}
+    assert shapes == {
+        "tokens": (2, 256, 512),
+        "recon": (2, 48, 40, 3),
+        "comps": (2, 2, 32, 32, 3),
+        "maps": (2, 32, 32, 64),
+        "scores": (2, 10),
+    }
+    stated = dict(re.findall(r"^(\w+) += .*# \(2, ([\d, ]+)\)", block, re.MULTILINE))
+    assert {name: str(shape) for name, shape in shapes.items() if name in stated} == {
+        name: f"(2, {rest})" for name, rest in stated.items()
+    }
+    assert names["parts"].completeness_error.max() < 1e-2
+
+
+def test_every_verb_of_the_readme_exists():
+    shown = set(re.findall(r"^tdsm (\w+)", README, re.MULTILINE))
+    assert shown <= VERBS.keys()
+    assert {"demo", "train", "classify", "evaluate", "report"} <= shown
+
+
+def test_every_decomposition_is_in_the_readmes_table():
+    assert all(f"\n| `{name}` |" in README for name in DECOMPOSITIONS)
+
+
+@pytest.mark.parametrize("file", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+def test_every_link_of_the_readme_leads_somewhere(file):
+    assert (ROOT / file).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+def test_an_example_runs(path, tmp_path):
+    done = subprocess.run([sys.executable, path], cwd=tmp_path, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
