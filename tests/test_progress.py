@@ -33,11 +33,10 @@ def test_a_log_gets_a_line_now_and_then_with_rate_and_time_left(capsys, clock):
             clock.now += 6
             bar.advance(10, note="loss 0.5")
     captured = capsys.readouterr()
-    first, second, last = captured.err.splitlines()
+    first, second = captured.err.splitlines()
     # 20 of 80 steps in 12 s, then 40 in 24 s: what an earlier run had done is no part of the rate.
     assert first == "training: 40/100, 1.67 step/s, 12 s, 36 s left loss 0.5"
     assert second == "training: 60/100, 1.67 step/s, 24 s, 24 s left loss 0.5"
-    assert last == second
     assert captured.out == ""
 
 

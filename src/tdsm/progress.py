@@ -19,7 +19,7 @@ class Progress:
     def __init__(self, description: str, total: int, done: int = 0, unit: str = "it"):
         self.description, self.total, self.done, self.unit = description, total, done, unit
         self.started, self.start_done, self.note = time.monotonic(), done, ""
-        self.last_line = self.started
+        self.last_line, self.last_done = self.started, -1
         self.bar: Any = None
 
     def __enter__(self) -> "Progress":
@@ -32,7 +32,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
-        elif time.monotonic() - self.started > LINE_SECONDS:
+        elif time.monotonic() - self.started > LINE_SECONDS and self.done != self.last_done:
             self._line()
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
@@ -49,7 +49,7 @@ class Progress:
         return f"{(self.done - self.start_done) / max(elapsed, 1e-9):.3g} {self.unit}/s"
 
     def _line(self) -> None:
-        self.last_line = time.monotonic()
+        self.last_line, self.last_done = time.monotonic(), self.done
         elapsed = self.last_line - self.started
         left = elapsed / max(self.done - self.start_done, 1) * (self.total - self.done)
         words = f"{self.description}: {self.done}/{self.total}, {self._rate()}, {elapsed:.0f} s, {left:.0f} s left"
