@@ -80,27 +80,37 @@ static void parallel(int threads, Size count, F f) {
   for (auto& thread : pool) thread.join();
 }
 
+// One point and TOKENS tokens from k on: what is read of the point, the bias and w serves all of them.
+template <int TOKENS>
+static inline void forward_cells(const float* a, const float* b, const float* r, const float* bias, const float* w,
+                                 float* out, Size points, Size hidden, Size n, Size k) {
+  const float *an = a + n * 2 * hidden, *bk = b + k * 2 * hidden;
+  Lanes sum[TOKENS][CHANNELS] = {};
+  for (Size m = 0, v = hidden; m < hidden; m += kLanes, v += kLanes)
+#pragma GCC unroll 8
+    for (int t = 0; t < TOKENS; ++t) {
+      const float *bt = bk + t * 2 * hidden, scale = r[(k + t) * points + n];
+      const Lanes u = (at(an + m) + at(bt + m)) * scale + at(bias + m);
+      const Lanes g = (at(an + v) + at(bt + v)) * scale + at(bias + v);
+      const Lanes gated = u * g * cdf(g);
+#pragma GCC unroll 8
+      for (int c = 0; c < CHANNELS; ++c) sum[t][c] += at(w + c * hidden + m) * gated;
+    }
+  for (int t = 0; t < TOKENS; ++t)
+    for (int c = 0; c < CHANNELS; ++c) out[((k + t) * points + n) * CHANNELS + c] = total(sum[t][c]);
+}
+
 extern "C" void forward(const float* a, const float* b, const float* r, const float* bias, const float* w, float* out,
                         Size tokens, Size points, Size hidden, int threads) {
   const Size across = (points + kPoints - 1) / kPoints, down = (tokens + kTokens - 1) / kTokens;
   parallel(threads, across * down, [=](Size tile) {
     const Size k0 = tile / across * kTokens, k1 = std::min(tokens, k0 + kTokens);
     const Size n0 = tile % across * kPoints, n1 = std::min(points, n0 + kPoints);
-    for (Size n = n0; n < n1; ++n)
-      for (Size k = k0; k < k1; ++k) {
-        const float *an = a + n * 2 * hidden, *bk = b + k * 2 * hidden;
-        const Size cell = k * points + n;
-        const float scale = r[cell];
-        Lanes sum[CHANNELS] = {};
-        for (Size m = 0, v = hidden; m < hidden; m += kLanes, v += kLanes) {
-          const Lanes u = (at(an + m) + at(bk + m)) * scale + at(bias + m);
-          const Lanes g = (at(an + v) + at(bk + v)) * scale + at(bias + v);
-          const Lanes gated = u * g * cdf(g);
-#pragma GCC unroll 8
-          for (int c = 0; c < CHANNELS; ++c) sum[c] += at(w + c * hidden + m) * gated;
-        }
-        for (int c = 0; c < CHANNELS; ++c) out[cell * CHANNELS + c] = total(sum[c]);
-      }
+    for (Size n = n0; n < n1; ++n) {
+      Size k = k0;
+      for (; k + 2 <= k1; k += 2) forward_cells<2>(a, b, r, bias, w, out, points, hidden, n, k);
+      if (k < k1) forward_cells<1>(a, b, r, bias, w, out, points, hidden, n, k);
+    }
   });
 }
 
