@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from tdsm.errors import ResourceError, SpaceWarning, TdsmError, UsageError
 from tdsm.options import base_config, to_yaml
 from tdsm.presets import PRESETS
 from tdsm.runfolder import CONFIG, create_run, differences, read_config
-from tdsm.settings import MapConfig, ProbeConfig, RunConfig, Settings, StudyConfig
+from tdsm.settings import BenchConfig, MapConfig, ProbeConfig, RunConfig, Settings, StudyConfig
 
 HELP = """usage: tdsm VERB [OPTIONS]        tdsm VERB --help shows a verb's options
 
@@ -29,6 +30,7 @@ Token-wise decoded decomposition of conditioned neural fields, and classificatio
   study      an experiment on the run, such as worth      tdsm study worth runs/cifar
   report     write the page with table and pictures       tdsm report runs/cifar
   info       describe this machine, a run or a checkpoint tdsm info runs/cifar
+  bench      speed and memory beside loop and floors      tdsm bench --json bench.json
 
 Images come from --data.source: digits, a folder of images or parquet files, an .npz file, a Hugging Face id.
 A checkpoint of your own, or a published one, comes in by:  tdsm train --init FILE --train.steps 0 --run runs/mine
@@ -78,6 +80,14 @@ class StudyCommand(StudyConfig):
 
     study: tyro.conf.Positional[Literal["worth"]] = Field(description="Which study.")
     run: tyro.conf.Positional[Path] = Field(description="Run folder.")
+
+
+class BenchCommand(BenchConfig):
+    """Measure speed and memory of token decoding, beside the loop and the floors, in one run."""
+
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = Field(
+        None, description="Write everything that was measured as JSON; - prints it instead of the tables."
+    )
 
 
 class InfoCommand(Settings):
@@ -215,6 +225,20 @@ def info(arguments: list[str]) -> None:
     print(describe_machine() if command.path is None else describe_field(command.path))
 
 
+def bench(arguments: list[str]) -> None:
+    """Measure speed and memory of token decoding."""
+    command = tyro.cli(BenchCommand, prog="tdsm bench", args=arguments, description=BenchConfig.__doc__)
+    from tdsm.bench import format_report, run_bench
+    from tdsm.io import write_json
+
+    report = run_bench(command)
+    if command.json_file is not None and command.json_file != Path("-"):
+        write_json(command.json_file, report)
+    print(json.dumps(report, indent=2) if command.json_file == Path("-") else format_report(report))
+    if missing := [f"{row['case']} {row['mode']} ({row['skipped']})" for row in report["rows"] if "skipped" in row]:
+        raise ResourceError(f"bench: not measured: {'; '.join(missing)}.")
+
+
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "train": train,
@@ -224,6 +248,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "study": study,
     "report": report,
     "info": info,
+    "bench": bench,
 }
 
 

@@ -45,3 +45,13 @@ def test_nothing_in_gives_nothing_out(tokens):
     out = gpu.forward(*inputs)
     assert out.shape == (tokens, 2 * tokens, 3)
     assert all(x.isfinite().all() for x in gpu.backward(*inputs, out))
+
+
+def test_the_bare_floor_does_its_work():
+    step, block, rounds = 1e-3, gpu.BARE["BLOCK"], gpu.BARE["ROUNDS"]
+    u = torch.arange(block).double() * step
+    g = 0.5 - u + torch.arange(rounds)[:, None] * step
+    want = (u * torch.nn.functional.gelu(g)).sum()
+    out = gpu.bare(2 * block * rounds, torch.device(DEVICE))
+    assert out.shape == (2,)
+    assert (out.double().cpu() - want).abs().max() < 1e-3 * want.abs()
