@@ -87,19 +87,28 @@ def analysis_markdown(analysis: dict[str, Any]) -> str:
     """Write the table with what each column measures."""
     header, *body = analysis_cells(analysis)
     lines = [header, ["---"] * len(header), *body]
-    meanings = [f"- {name.replace('_', ' ')}: {words}." for name, words in analysis["meanings"].items()]
+    meanings = [f"- {words}" for words in explanations(analysis)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{table}\n\nMeans over {analysis['images']} test images.\n\n" + "\n".join(meanings) + "\n"
+
+
+def explanations(analysis: dict[str, Any]) -> list[str]:
+    """Say what each column measures, one sentence each."""
+    return [f"{_title(name)}: {words}." for name, words in analysis["meanings"].items()]
 
 
 def analysis_cells(analysis: dict[str, Any]) -> list[list[str]]:
     """Format the table: the headings, then one line a method."""
     names = list(analysis["meanings"])
-    lines = [["method", *(name.replace("_", " ") for name in names)]]
+    lines = [["method", *map(_title, names)]]
     for row in analysis["rows"]:
         values = [f"{len(v)} of {analysis['tokens']}" if isinstance(v := row[n], list) else f"{v:.3g}" for n in names]
         lines.append([row["method"], *values])
     return lines
+
+
+def _title(name: str) -> str:
+    return name.replace("_db", "_dB").replace("_", " ")
 
 
 def _measure(run: Run, other: Run | None, method: str, count: int, batch_size: int) -> dict:

@@ -30,7 +30,7 @@ SOURCES: dict[str, Callable[[str, DataConfig], Source]] = {
     "parquet": load_parquet,
     "hub": load_hub,
 }
-JPEG_NOTE = "images are JPEG encoded: slightly lossy; numbers are not those of the lossless original"
+JPEG_NOTE = "The images are JPEG encoded, slightly lossy: numbers are not those of the lossless original."
 
 
 def load_data(config: DataConfig, seed: int, progress: Progress | None = None) -> Data:

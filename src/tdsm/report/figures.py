@@ -279,7 +279,7 @@ def methods(
             _show(axes, values, cmap=SIGNED, vmin=-limit, vmax=limit)
             if row == 0:
                 _label(axes, str(token_ids[column]))
-        bar = _box(figure, left + (count + 1) * (width + gap) + 0.06, y, 0.09, height)
+        bar = _box(figure, left + (count + 1) * (width + gap) + 0.06, y + 0.12 * height, 0.09, 0.76 * height)
         _colour_bar(figure, bar, SIGNED, -limit, limit)
     return figure
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from tdsm import io
-from tdsm.analysis import METHODS, analysis_cells, read_analysis
+from tdsm.analysis import METHODS, analysis_cells, explanations, read_analysis
 from tdsm.baselines import ROWS
 from tdsm.decomposition import component_images, decompose
 from tdsm.evaluate import Run, notes, read_predictions, samples
@@ -55,8 +55,7 @@ def gather(run: Run, table: list[dict], history: list[dict], quality: dict) -> R
 
 
 def _meanings(analysis: dict) -> tuple[str, ...]:
-    words = (f"{name.replace('_', ' ')}: {meaning}." for name, meaning in analysis["meanings"].items())
-    return (f"Means over {analysis['images']} test images.", *words)
+    return (f"Means over {analysis['images']} test images.", *explanations(analysis))
 
 
 def _quality_words(quality: dict) -> str:
