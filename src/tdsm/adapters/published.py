@@ -5,6 +5,7 @@ weights' shapes; head counts are not in them and are arguments.
 """
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -93,7 +94,8 @@ def infer_config(state: Mapping[str, Tensor], *, where: str, cross_heads: int, s
 
 def _read(path: Path) -> dict:
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch's advice on files that are refused below
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file.") from None
     except Exception as error:  # torch raises a dozen kinds for damaged files
