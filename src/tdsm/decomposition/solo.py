@@ -140,12 +140,14 @@ def missing_space(field: TokenField) -> str | None:
     if not field.has_query_residual:
         return (
             "This decoder has no query residual: a token that stands alone gives every position the same value, so "
-            "component images are constant in space. Use the token values (attend_one), which hold all there is."
+            "component images are constant in space. Use decompose with method 'additive' or 'leave_one_out', which "
+            "say where each token counts, or the token values (attend_one)."
         )
     if not field.has_nonlinear_readout:
         return (
             "This decoder has no nonlinearity after its attention: component images of all tokens are one and the same "
-            "picture plus a constant. Use the token values (attend_one), which hold all there is."
+            "picture plus a constant. Use decompose with method 'additive' or 'leave_one_out', which say where each "
+            "token counts, or the token values (attend_one)."
         )
     return None
 
