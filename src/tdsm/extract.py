@@ -126,7 +126,9 @@ def make_maps(field: NeuralField, tokens: Tensor, config: MapConfig, size: tuple
 def fingerprint_of(field: NeuralField, images: ImageSet, config: MapConfig, example: Images) -> str:
     """Hash all that decides the features: weights, field and map settings, data set, and how images are changed."""
     digest = hashlib.sha256()
-    settings = {"field": field.config.model_dump(), "maps": config.model_dump(exclude={"strategy", "batch_size"})}
+    # Defaults are left out, so that an option added later leaves the stores that were made without it valid.
+    maps = config.model_dump(exclude={"strategy", "batch_size"}, exclude_defaults=True)
+    settings = {"field": field.config.model_dump(exclude_defaults=True), "maps": maps}
     digest.update(json.dumps(settings, sort_keys=True).encode())
     digest.update(images.fingerprint().encode())
     for tensor in (*field.state_dict().values(), example):
