@@ -5,6 +5,7 @@ Nothing here asserts a time. torch.compile is left out, as it does not go with t
 
 import json
 import runpy
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -372,3 +373,13 @@ def test_the_scripts_run_their_cases(script, monkeypatch, capsys):
     assert report["command"].startswith(f"{script}.py --field")
     names = {row["case"] for row in report["rows"]} - {FLOOR}
     assert ("encode" in names, "loop" in names) == (script == "end_to_end", script == "decompose")
+
+
+@pytest.mark.slow
+def test_torch_compile_compiles_what_it_is_given():
+    """In a process of its own: three ways to compile, half a minute."""
+    names = ["loop", "loop-compiled", "loop-bf16-compiled", "exact-inductor"]
+    arguments = ["bench", *FLAGS, "--no-growth", "--cases", *names, "--json", "-"]
+    done = subprocess.run([sys.executable, "-m", "tdsm", *arguments], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert {row["case"] for row in json.loads(done.stdout)["rows"]} >= set(names)
