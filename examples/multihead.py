@@ -12,7 +12,7 @@ from torch import nn
 
 from tdsm.adapters.multihead import MultiheadField
 from tdsm.coords import FourierFeatures, grid
-from tdsm.decomposition.decompose import DECOMPOSITIONS, decompose
+from tdsm.decomposition.decompose import decompose, methods_for
 from tdsm.measures import deletion_curve, rank_by_energy, redundancy, spatial_spread
 
 SIZE = (16, 16)
@@ -74,7 +74,7 @@ with torch.no_grad():
     tokens = field.encode(images)
     print(f"trained to a mean square of {loss:.4f}")
     print("method         completeness error  redundancy  spread  PSNR in dB without the first 0, 1, 4 tokens")
-    for method in DECOMPOSITIONS:
+    for method in methods_for(field):
         parts = decompose(field, tokens, SIZE, method=method, points=8)
         alike, spread = redundancy(parts.components).mean(), spatial_spread(parts.components).mean()
         rank = rank_by_energy(parts.components)

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from tdsm.analysis import METHODS, analyse, analysis_cells, read_analysis
+from tdsm.analysis import analyse, analysis_cells, read_analysis
 from tdsm.decomposition import decompose
 from tdsm.errors import UsageError
 from tdsm.measures import match_tokens, redundancy
@@ -11,6 +11,8 @@ from tdsm.report.gather import gather
 from tdsm.report.page import render
 from tdsm.stages import finished
 from tests.pipeline import demo, digits, tdsm, trained
+
+METHODS = ("solo", "additive", "leave_one_out", "attention")
 
 
 @pytest.fixture
@@ -83,10 +85,18 @@ def test_the_command_prints_the_table_and_the_report_shows_it(tmp_path, capsys):
     assert "Means over 12 test images." in page
 
 
-@pytest.mark.parametrize("method", METHODS)
+def test_a_field_with_masks_is_measured_as_the_mixture_it_is(tmp_path):
+    run = trained(tmp_path / "run", field__has_masks=True)
+    rows = by_method(analyse(run, 6))
+    assert tuple(rows) == ("solo", "mixture")
+    assert rows["mixture"]["completeness_error"] < 1e-5 < rows["solo"]["completeness_error"]
+
+
+@pytest.mark.parametrize("method", [*METHODS, "mixture"])
 def test_a_run_can_classify_from_any_decomposition(tmp_path, method):
     path = tmp_path / "run"
-    trained(path, maps={"method": method, "selection": "first:3"}, probe__rows=("tdsm-avg",))
+    changes = {"maps": {"method": method, "selection": "first:3"}, "field__has_masks": method == "mixture"}
+    trained(path, **changes, probe__rows=("tdsm-avg",))
     assert [tdsm(verb, path) for verb in ("classify", "evaluate", "report")] == [0, 0, 0]
     assert (f"show the method '{method}'" in (path / "table.md").read_text()) == (method != "solo")
     run = finished(path, digits())

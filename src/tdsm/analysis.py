@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tdsm import io
-from tdsm.decomposition import DECOMPOSITIONS, Decomposition, decompose
+from tdsm.decomposition import Decomposition, decompose, methods_for
 from tdsm.errors import UsageError
 from tdsm.evaluate import Run
 from tdsm.measures import (
@@ -25,9 +25,9 @@ from tdsm.measures import (
 )
 from tdsm.progress import track
 from tdsm.randomness import generator
+from tdsm.tokenfield import TokenField
 
 ANALYSIS, TABLE = "analysis.json", "analysis.md"
-METHODS = tuple(name for name in DECOMPOSITIONS if name != "shapley")  # the slow reference for the others
 NOISE = 0.1  # standard deviation of the noise of `stability`, images in [-1, 1]
 SHIFT = 1  # pixels of the shift of `stability`
 
@@ -66,7 +66,7 @@ def analyse(run: Run, images: int, other: Run | None = None, batch_size: int = 1
             "data settings, whose field was trained from another seed."
         )
     count, tokens = min(images, len(run.data.test)), run.field.config.num_tokens
-    rows = [_measure(run, other, method, count, batch_size) for method in METHODS]
+    rows = [_measure(run, other, method, count, batch_size) for method in compared(run.field)]
     meanings = {
         name: words.format(tokens=tokens, noise=NOISE, shift=SHIFT)
         for name, words in COLUMNS.items()
@@ -76,6 +76,11 @@ def analyse(run: Run, images: int, other: Run | None = None, batch_size: int = 1
     io.write_json(run.path / ANALYSIS, analysis)
     io.write_text(run.path / TABLE, analysis_markdown(analysis))
     return analysis
+
+
+def compared(field: TokenField) -> tuple[str, ...]:
+    """Name the decompositions measured: all that suit the field but `shapley`, the slow reference for the others."""
+    return tuple(name for name in methods_for(field) if name != "shapley")
 
 
 def read_analysis(path: Path) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ cross-attention to the tokens. Equal number for number to the published Cascaded
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from tdsm import io
 from tdsm.attention import Attention, AttentionParts, FeedForward
 from tdsm.coords import FourierFeatures, grid, sinusoids
-from tdsm.decomposition import map_queries
+from tdsm.decomposition import map_queries, mix
 from tdsm.errors import CheckpointError, UsageError
 from tdsm.settings import FieldConfig
 from tdsm.tokenfield import GatedReadout, TokenField
@@ -120,6 +121,13 @@ class NeuralField(
         if config.has_decoder_feedforward:
             self.decoder_feedforward = FeedForward(width, config.feedforward_multiple)
         self.to_channels = nn.Linear(width, config.channels)
+        if config.has_masks:
+            if not (config.has_query_residual and config.has_decoder_feedforward):
+                raise UsageError(
+                    "field: has_masks needs has_query_residual and has_decoder_feedforward too: without them a token "
+                    "that stands alone cannot say where."
+                )
+            self.to_mask = nn.Linear(width, 1)
 
     def encode(
         self,
@@ -222,6 +230,24 @@ class NeuralField(
             channel_weight=self.to_channels.weight,
             channel_bias=self.to_channels.bias,
         )
+
+    def masked_readout(self) -> GatedReadout | None:
+        """Return the readout with the mask logit as its last channel; None for a field without masks."""
+        readout = self.gated_readout()
+        if readout is None or not self.config.has_masks:
+            return None
+        layers = (self.to_channels, self.to_mask)
+        return replace(
+            readout,
+            channel_weight=torch.cat([layer.weight for layer in layers]),
+            channel_bias=torch.cat([layer.bias for layer in layers]),
+        )
+
+    def reconstruct(self, queries: Tensor, tokens: Tensor) -> Float[Tensor, "batch points channels"]:
+        """Return what all tokens together say: by one attention to them, or as a mixture where they have masks."""
+        if self.config.has_masks:
+            return mix(self, tokens, queries)
+        return super().reconstruct(queries, tokens)
 
     def get_tdsm(
         self,

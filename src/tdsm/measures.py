@@ -308,6 +308,7 @@ def _curve(
     nothing = field.attention_parts(queries, tokens[:, :1]).bias.expand(batch, len(points), -1)
     steps = []
     for low, high in ranges:
-        attended = field.attend(queries, ranked[:, low:high]) if high > low else nothing
-        steps.append(psnr(images, field.readout(queries, attended)[:, :, None]))
+        left = ranked[:, low:high]
+        shown = field.reconstruct(queries, left) if high > low else field.readout(queries, nothing)
+        steps.append(psnr(images, shown[:, :, None]))
     return torch.stack(steps, dim=1)

@@ -38,6 +38,9 @@ class FieldConfig(Settings):
     feedforward_multiple: Positive = Field(4, description="Hidden width of a feed-forward over its width.")
     has_query_residual: bool = Field(True, description="Whether the decoder adds the query to what it attended.")
     has_decoder_feedforward: bool = Field(True, description="Whether the decoder has a feed-forward.")
+    has_masks: bool = Field(
+        False, description="Whether tokens are decoded alone and mixed by a mask each, instead of attended together."
+    )
 
     @property
     def num_tokens(self) -> int:
@@ -87,7 +90,7 @@ class TrainConfig(Settings):
 class MapConfig(Settings):
     """Which spatial maps are made of a field's tokens."""
 
-    method: Literal["solo", "additive", "leave_one_out", "attention", "shapley"] = Field(
+    method: Literal["solo", "additive", "leave_one_out", "attention", "shapley", "mixture"] = Field(
         "solo", description="Decomposition the maps show: solo is the TDSM; docs/method.md has the others."
     )
     reduction: Literal["mean", "rgb", "l2"] = Field("mean", description="What becomes of the colour channels.")

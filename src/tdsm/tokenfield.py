@@ -82,6 +82,16 @@ class TokenField(nn.Module):
         """Return the readout's weights if it has the form of `GatedReadout`, else None."""
         return None
 
+    def masked_readout(self) -> GatedReadout | None:
+        """Return the readout with a mask logit as its last channel if tokens are mixed by masks, else None."""
+        return None
+
+    def reconstruct(
+        self, queries: Float[Tensor, "points width"], tokens: Float[Tensor, "batch tokens token_width"]
+    ) -> Float[Tensor, "batch points channels"]:
+        """Return what all tokens together say at the queries."""
+        return self.readout(queries, self.attend(queries, tokens))
+
     def decode(
         self,
         tokens: Float[Tensor, "batch tokens token_width"],
@@ -102,8 +112,7 @@ class TokenField(nn.Module):
             UsageError: If both or neither of `size` and `coords` are given, or they do not fit the field.
         """
         points, shape = resolve_points(self, size, coords, device=device_of(tokens))
-        queries = self.queries(points)
-        return self.readout(queries, self.attend(queries, tokens)).unflatten(1, shape)
+        return self.reconstruct(self.queries(points), tokens).unflatten(1, shape)
 
 
 def device_of(tokens: Tensor) -> torch.device:

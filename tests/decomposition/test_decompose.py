@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tdsm.coords import grid
-from tdsm.decomposition.decompose import DECOMPOSITIONS, decompose
+from tdsm.decomposition.decompose import DECOMPOSITIONS, decompose, methods_for
 from tdsm.decomposition.solo import component_images
 from tdsm.errors import SpaceWarning, UsageError
 from tdsm.measures import completeness_error
@@ -13,7 +13,7 @@ from tests.conftest import small_field
 
 SIZE = (5, 4)
 METHODS = list(DECOMPOSITIONS)
-ADDS_UP = ["additive", "shapley"]
+ADDS_UP = ["additive", "shapley", "mixture"]
 
 
 def run(field, tokens, method, **options):
@@ -26,6 +26,13 @@ def run(field, tokens, method, **options):
 @pytest.fixture(params=METHODS)
 def method(request):
     return request.param
+
+
+@pytest.fixture
+def field(request):
+    """A field that the method under test suits: one with masks for `mixture`."""
+    tried = request.getfixturevalue("method") if "method" in request.fixturenames else "solo"
+    return small_field(has_masks=tried == "mixture")
 
 
 def test_shapes_are_one(field, tokens, method):
@@ -108,7 +115,7 @@ def test_any_coordinates(field, tokens, method):
 
 @pytest.mark.parametrize(("num_axes", "size"), [(1, (6,)), (3, (2, 3, 2))], ids=["audio", "volume"])
 def test_any_number_of_axes(method, num_axes, size):
-    field = small_field(num_axes=num_axes, channels=2)
+    field = small_field(num_axes=num_axes, channels=2, has_masks=method == "mixture")
     parts = decompose(field, torch.randn(2, 5, 14).double(), size, method=method, permutations=4)
     assert parts.components.shape == (2, 5, *size, 2)
 
@@ -141,6 +148,7 @@ def test_the_fields_dtype_is_kept(field, tokens, method, dtype):
 
 
 @pytest.mark.parametrize("changes", [{"has_query_residual": False}, {"has_decoder_feedforward": False}], ids=str)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "mixture"])
 def test_only_solo_is_warned_of_missing_space(tokens, method, changes):
     field = small_field(**changes)
     with warnings.catch_warnings(record=True) as caught:
@@ -158,7 +166,7 @@ def test_solo_is_the_component_images(field, tokens):
 def test_the_base_is_the_readout_of_no_token(field, tokens):
     queries = field.queries(grid(SIZE))
     expected = field.readout(queries, field.decoder_attention.to_out.bias.expand(20, -1)).unflatten(0, SIZE)
-    for method in METHODS:
+    for method in methods_for(field):
         base = run(field, tokens, method).base
         torch.testing.assert_close(base, torch.zeros_like(base) if method == "attention" else expected.expand_as(base))
 
@@ -175,6 +183,7 @@ def test_attention_weights_sum_to_one_head_by_head(field, tokens):
     ("options", "words"),
     [
         ({"method": "solo decoding"}, "unknown method"),
+        ({"method": "mixture"}, "one attention to all its tokens.*expected one of solo, additive"),
         ({"method": "additive", "points": 0}, "points is 0"),
         ({"method": "additive", "points": 65}, "points is 65"),
         ({"method": "additive", "tolerance": 0.0}, "tolerance"),

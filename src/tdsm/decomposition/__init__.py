@@ -1,6 +1,7 @@
 """Decompositions of a token field's output into one component an image token."""
 
-from tdsm.decomposition.decompose import DECOMPOSITIONS, Decomposition, decompose
+from tdsm.decomposition.decompose import DECOMPOSITIONS, Decomposition, decompose, methods_for
+from tdsm.decomposition.mixture import mix
 from tdsm.decomposition.plan import Plan, plan_decoding
 from tdsm.decomposition.pooled import POOLS, pooled_map
 from tdsm.decomposition.solo import STRATEGIES, component_images, map_queries, missing_space, spatial_map
@@ -14,7 +15,9 @@ __all__ = [
     "component_images",
     "decompose",
     "map_queries",
+    "methods_for",
     "missing_space",
+    "mix",
     "plan_decoding",
     "pooled_map",
     "spatial_map",

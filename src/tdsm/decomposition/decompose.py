@@ -13,6 +13,7 @@ from tdsm.decomposition.additive import additive
 from tdsm.decomposition.attention_maps import attention
 from tdsm.decomposition.definition import Queries, Tokens
 from tdsm.decomposition.exact import exact
+from tdsm.decomposition.mixture import mixture
 from tdsm.decomposition.parts import Options, Parts, read_nothing, reconstruct, widen
 from tdsm.decomposition.shapley import shapley
 from tdsm.decomposition.solo import missing_space
@@ -59,7 +60,20 @@ DECOMPOSITIONS: dict[str, Callable[[TokenField, Tokens, Queries, list[int], Opti
     "leave_one_out": leave_one_out,
     "attention": attention,
     "shapley": shapley,
+    "mixture": mixture,
 }
+
+
+def methods_for(field: TokenField) -> tuple[str, ...]:
+    """Name the decompositions that suit a field: of its mixture if it has masks, else of its attention.
+
+    >>> from tdsm.field import FieldConfig, NeuralField
+    >>> methods_for(NeuralField(FieldConfig(widths=(16,), num_latents=8, mapping_dim=6, has_masks=True)))
+    ('solo', 'mixture')
+    """
+    if field.masked_readout() is not None:
+        return ("solo", "mixture")
+    return tuple(name for name in DECOMPOSITIONS if name != "mixture")
 
 
 def decompose(
@@ -86,6 +100,9 @@ def decompose(
     | `leave_one_out` | what would be missing without token k? | no |
     | `attention` | how much is token k looked at? | no |
     | `shapley` | what does token k add, averaged over all orders of arrival? (slow) | yes |
+    | `mixture` | what does token k's mask cut out of what it says alone? (a field with masks) | yes |
+
+    Fields with masks have `solo` and `mixture`, all others every method but `mixture`: see `methods_for`.
 
     The completeness error is measured for every one of them, over all tokens, also when only some are returned.
 
@@ -104,7 +121,7 @@ def decompose(
         tokens: Tokens of this field.
         size: Points along each axis, such as (32, 32); any size. Give either `size` or `coords`.
         coords: Scattered coordinates in [-1, 1].
-        method: A name from `DECOMPOSITIONS`.
+        method: A name from `DECOMPOSITIONS` that suits the field.
         selection: None for all tokens, "stride:n", "first:n", or a list of indices. It saves memory; work is
             saved by `additive` alone, since the completeness error is over all tokens.
         points: `additive`: quadrature points, at least 1. Three reach about 1e-3 or better.
@@ -116,7 +133,7 @@ def decompose(
 
     Returns:
         Components in the field's range for `solo`, differences of it for `additive`, `leave_one_out` and
-        `shapley`, weights in [0, 1] for `attention`.
+        `shapley`, shares of it for `mixture`, weights in [0, 1] for `attention`.
 
     Raises:
         UsageError: If an argument is unknown or does not fit the field.
@@ -126,7 +143,7 @@ def decompose(
         CompletenessWarning: If `tolerance` was not reached with 64 quadrature points.
     """
     options = Options(points=points, head=head, permutations=permutations, seed=seed)
-    _check(tokens, method, options, tolerance, chunk)
+    _check(field, tokens, method, options, tolerance, chunk)
     indices = select_tokens(tokens.shape[1], selection)
     coords, shape = resolve_points(field, size, coords, device=tokens.device)
     queries = field.queries(coords)
@@ -196,10 +213,18 @@ def _join(blocks: list[Parts], *, axis: int, component_axis: int) -> Parts:
     )
 
 
-def _check(tokens: Tensor, method: str, options: Options, tolerance: float | None, chunk: int | None) -> None:
+def _check(
+    field: TokenField, tokens: Tensor, method: str, options: Options, tolerance: float | None, chunk: int | None
+) -> None:
     device_of(tokens)
     if not isinstance(method, str) or method not in DECOMPOSITIONS:
         raise UsageError(f"decompose: unknown method {method!r}, expected one of {', '.join(DECOMPOSITIONS)}.")
+    if method not in (suitable := methods_for(field)):
+        decoder = "a mixture of its tokens by masks" if "mixture" in suitable else "one attention to all its tokens"
+        raise UsageError(
+            f"decompose: this field decodes by {decoder}, which {method!r} does not decompose; expected one of "
+            f"{', '.join(suitable)}."
+        )
     if tokens.ndim != 3 or 0 in tokens.shape:
         raise UsageError(
             f"decompose: tokens have shape {tuple(tokens.shape)}, expected (batch, tokens, width), none of them 0. "

@@ -39,7 +39,7 @@ class Parts(NamedTuple):
 
 def reconstruct(field: TokenField, tokens: Tokens, queries: Queries) -> Float[Tensor, "batch points channels"]:
     """Decode all tokens together."""
-    return field.readout(queries, field.attend(queries, tokens))
+    return field.reconstruct(queries, tokens)
 
 
 def read_nothing(field: TokenField, queries: Queries, attention: AttentionParts) -> Tensor:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from tdsm import io
-from tdsm.analysis import METHODS, analysis_cells, explanations, read_analysis
+from tdsm.analysis import analysis_cells, compared, explanations, read_analysis
 from tdsm.baselines import ROWS
 from tdsm.decomposition import component_images, decompose
 from tdsm.evaluate import Run, notes, read_predictions, samples
@@ -91,9 +91,10 @@ def _methods(run: Run) -> Figure:
     image = run.data.test.floats([0]).to(run.device)
     tokens, size = run.field.encode(image), tuple(image.shape[2:])
     indices = list(range(min(SHOWN_TOKENS, tokens.shape[1])))
-    parts = [decompose(run.field, tokens, size=size, method=method, selection=indices) for method in METHODS]
+    methods = compared(run.field)
+    parts = [decompose(run.field, tokens, size=size, method=method, selection=indices) for method in methods]
     components = np.stack([part.components[0].mean(dim=-1).cpu().numpy() for part in parts])
-    return figures.methods(_unit(image[0].movedim(0, -1)), components, METHODS, indices)
+    return figures.methods(_unit(image[0].movedim(0, -1)), components, methods, indices)
 
 
 def _statistics(run: Run) -> dict[str, tuple[Figure, str]]:
