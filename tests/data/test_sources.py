@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from tdsm.data import SOURCES, DataConfig, decode_image, load_data
 from tdsm.data.load import JPEG_NOTE, resolve
 from tdsm.data.source import natural_key
+from tdsm.data.toy import toy_scenes
 from tdsm.errors import DataError, UsageError
 
 CIFAR10 = Path(__file__).parents[2] / ".." / "shared" / "data" / "cifar10"
@@ -123,6 +124,30 @@ def test_digits():
     ids = torch.cat([data.train.ids, data.validation.ids, data.test.ids])
     assert sorted(ids.tolist()) == list(range(1797))
     assert any("no test split" in note and "seed 0" in note for note in data.notes)
+
+
+def test_toy_scenes_are_two_shapes_on_a_background():
+    """What `masks` says is what the images show: one colour a part, a dark background, shapes that do not touch."""
+    images, masks, labels = toy_scenes("test")
+    assert images.shape == (512, 16, 16, 3)
+    assert labels.unique().tolist() == list(range(6))
+    for image, mask in zip(images, masks, strict=True):
+        parts = [image[mask == part] for part in range(3)]
+        assert all(len(part.unique(dim=0)) == 1 for part in parts)
+        assert parts[0].max() < 64
+        assert parts[1].max() == parts[2].max() == 255
+        grown = torch.nn.functional.max_pool2d((mask == 1).float()[None], 3, stride=1, padding=1)[0]
+        assert not grown[mask == 2].any()
+
+
+def test_toy_ids_are_rows_of_the_scenes():
+    data, scenes = load("toy", max_train=300, max_test=40, seed=3), toy_scenes("test")
+    assert_sound(data)
+    assert data.name == "toy"
+    assert data.train.classes[0] == "disc+disc"
+    assert torch.equal(data.test.images, scenes.images[data.test.ids].movedim(-1, 1))
+    with pytest.raises(UsageError, match="drawn, not read"):
+        load("toy:there")
 
 
 def test_ids_name_the_same_picture_whatever_was_drawn():

@@ -18,8 +18,8 @@ class DataConfig(BaseModel):
 
     source: str = Field(
         "digits",
-        description="Where the images come from: 'digits', a folder of images or of parquet files, an .npz file, a "
-        "Hugging Face data set id such as 'uoft-cs/cifar10', or KIND:WHERE, such as 'hub:uoft-cs/cifar10', "
+        description="Where the images come from: 'digits', 'toy', a folder of images or parquet files, an .npz file, "
+        "a Hugging Face data set id such as 'uoft-cs/cifar10', or KIND:WHERE, such as 'hub:uoft-cs/cifar10', "
         "'parquet:PATH', 'folder:PATH', 'npz:PATH'.",
     )
     image_size: int | None = Field(

@@ -19,12 +19,15 @@ from tdsm.data.imageset import Data, ImageSet
 from tdsm.data.parquet import load_parquet
 from tdsm.data.source import Source
 from tdsm.data.splits import Part, partition
+from tdsm.data.toy import load_toy
 from tdsm.errors import UsageError
 
+BUILT_IN = ("digits", "toy")
 Progress = Callable[[Iterable, str], Iterable]
 
 SOURCES: dict[str, Callable[[str, DataConfig], Source]] = {
     "digits": load_digits,
+    "toy": load_toy,
     "folder": load_folder,
     "npz": load_npz,
     "parquet": load_parquet,
@@ -75,7 +78,7 @@ def resolve(source: str) -> tuple[str, str]:
         UsageError: If it is no known name, no path that exists, and no hub id.
     """
     kind, colon, where = source.partition(":")
-    if kind in SOURCES and (colon or kind == "digits"):
+    if kind in SOURCES and (colon or kind in BUILT_IN):
         return kind, where
     path = Path(source)
     if source and path.is_dir():
@@ -86,8 +89,9 @@ def resolve(source: str) -> tuple[str, str]:
         return "hub", source
     near = difflib.get_close_matches(kind, SOURCES, n=1)
     raise UsageError(
-        f"source {source!r} is none of: a built-in set ('digits'), a folder, an .npz or .parquet file, a hub id with a "
-        f"slash, or KIND:WHERE with KIND in {sorted(SOURCES)}." + (f" Perhaps you meant {near[0]!r}." if near else "")
+        f"source {source!r} is none of: a built-in set ({', '.join(BUILT_IN)}), a folder, an .npz or .parquet file, "
+        f"a hub id with a slash, or KIND:WHERE with KIND in {sorted(SOURCES)}."
+        + (f" Perhaps you meant {near[0]!r}." if near else "")
     )
 
 
