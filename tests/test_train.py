@@ -19,6 +19,7 @@ from tdsm.errors import CheckpointError, DataError, NonFiniteError
 from tdsm.evaluate import new_field
 from tdsm.field import NeuralField
 from tdsm.metrics import psnr
+from tdsm.objectives import training_loss
 from tdsm.runfolder import create_run
 from tdsm.settings import TrainConfig
 from tdsm.stages import initial_field
@@ -27,7 +28,6 @@ from tdsm.train import (
     image_psnr,
     learning_rate,
     measure_psnr,
-    reconstruction_loss,
     reconstruction_quality,
     train_field,
 )
@@ -116,7 +116,7 @@ class Memory(NeuralField):
 @pytest.mark.parametrize("queries", [None, 7, 60, 1000])
 def test_colours_are_compared_at_the_points_that_were_decoded(queries):
     images, field = torch.rand(3, 2, 6, 10), Memory(tiny().field)
-    loss = reconstruction_loss(field, images, TrainConfig(num_queries=queries), torch.Generator().manual_seed(1))
+    loss = training_loss(field, images, TrainConfig(num_queries=queries), 0, 1)
     assert loss.item() == 0
     assert field.asked.shape == (queries if queries == 7 else 60, 2)
     known = {tuple(point) for point in grid((6, 10)).tolist()}
@@ -127,7 +127,7 @@ def test_colours_are_compared_at_the_points_that_were_decoded(queries):
 @pytest.mark.parametrize(("fraction", "kept"), [(1.0, None), (0.25, 15), (0.001, 1)])
 def test_a_share_of_the_pixels_is_encoded_each_image_its_own(fraction, kept):
     images, field = torch.rand(3, 1, 6, 10), Memory(tiny().field)
-    reconstruction_loss(field, images, TrainConfig(context_fraction=fraction), torch.Generator().manual_seed(1))
+    training_loss(field, images, TrainConfig(context_fraction=fraction), 0, 1)
     if kept is None:
         assert field.keep is None
         return
@@ -140,7 +140,7 @@ def test_the_loss_is_the_mean_squared_error_of_all_points():
     images, field = torch.rand(2, 1, 4, 6) * 2 - 1, new_field(tiny().field, 1, 0)
     shown = field.decode(field.encode(images), size=(4, 6))[..., 0]
     expected = ((shown - images[:, 0]) ** 2).mean()
-    torch.testing.assert_close(reconstruction_loss(field, images, TrainConfig(), torch.Generator()), expected)
+    torch.testing.assert_close(training_loss(field, images, TrainConfig(), 0, 0), expected)
 
 
 # ---------------------------------------------------------------- training
@@ -217,7 +217,13 @@ def uninterrupted(tmp_path_factory):
 AUGMENTED = {"train__augment": {"crop": 1, "flip": True}, "train__num_queries": 20, "train__context_fraction": 0.5}
 
 
-@pytest.mark.parametrize("changes", [{}, AUGMENTED], ids=["plain", "augmented and sparse"])
+MIXED = {
+    "train__objectives": {"full": 0.5, "sparse_context": 1, "token_dropout": 2, "nested": 0.5, "mixture": 1},
+    "field__has_masks": True,
+}
+
+
+@pytest.mark.parametrize("changes", [{}, AUGMENTED, MIXED], ids=["plain", "augmented and sparse", "all objectives"])
 @pytest.mark.parametrize(("step", "saved"), [(1, []), (3, [2]), (7, [4, 6])])
 def test_a_run_that_broke_off_ends_as_if_it_had_not(tmp_path, monkeypatch, step, saved, changes):
     field, entries = train(tmp_path / "whole", **changes)
@@ -337,13 +343,13 @@ def infinite_gradient(field, *_):
 
 @pytest.mark.parametrize(("broken", "name"), [(nan_loss, "loss"), (infinite_gradient, "gradient's norm")])
 def test_a_number_that_is_none_stops_the_run_before_a_checkpoint(tmp_path, monkeypatch, capsys, broken, name):
-    whole, calls = module.reconstruction_loss, []
+    whole, calls = module.training_loss, []
 
     def loss(*arguments):
         calls.append(1)
         return broken(*arguments) if len(calls) == 6 else whole(*arguments)
 
-    monkeypatch.setattr(module, "reconstruction_loss", loss)
+    monkeypatch.setattr(module, "training_loss", loss)
     assert tdsm("train", "--config", write_yaml(tmp_path / "tiny.yaml"), "--run", tmp_path / "run") == 6
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"tdsm: train: the {name} is nan at step 6.")

@@ -39,7 +39,7 @@ def check(config: RunConfig, data: Data) -> None:
     images, ids = data.train.images[:1], data.train.ids[:1]
     field = initial_field(config, images.shape[1])
     select_tokens(field.config.num_tokens, parse_selection(config.maps.selection))
-    check_training(data.train, config.train)
+    check_training(field, data.train, config.train)
     if config.probe.views:
         change = config.probe.augment
         augment(images, ids, seed=0, epoch=0, crop=change.crop, flip=change.flip)

@@ -18,12 +18,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tdsm import io
-from tdsm.coords import grid
 from tdsm.data import Data, ImageSet
 from tdsm.data.augment import augment
 from tdsm.errors import DataError, NonFiniteError
 from tdsm.field import NeuralField, load_strictly
 from tdsm.metrics import psnr
+from tdsm.objectives import check_objectives, training_loss
 from tdsm.progress import Progress
 from tdsm.randomness import generator
 from tdsm.runfolder import latest_checkpoint, save_checkpoint
@@ -35,8 +35,7 @@ MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.j
 def train_field(field: NeuralField, data: Data, config: TrainConfig, seed: int, run: Path) -> list[dict]:
     """Train a field in place by reconstruction, with checkpoints in `run`; take up the newest one there.
 
-    Each step encodes a batch (all pixels or a random share), decodes it (all points or random ones), and
-    descends the mean squared error of colours in [-1, 1] by AdamW, with warm-up, a cosine and clipping.
+    Each step descends the weighted objectives of a batch by AdamW, with warm-up, a cosine and clipping.
 
     Returns:
         The history: dictionaries of step, loss, seconds and, where it was measured, validation psnr in dB.
@@ -46,7 +45,7 @@ def train_field(field: NeuralField, data: Data, config: TrainConfig, seed: int, 
         NonFiniteError: If loss, gradient or validation PSNR is not finite; no checkpoint is written after that.
         KeyboardInterrupt: On Ctrl-C, after the step under way is done and saved; a second one ends at once.
     """
-    check_training(data.train, config)
+    check_training(field, data.train, config)
     optimizer = torch.optim.AdamW(
         [p for p in field.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=config.weight_decay
     )
@@ -76,15 +75,16 @@ def train_field(field: NeuralField, data: Data, config: TrainConfig, seed: int, 
     return history
 
 
-def check_training(images: ImageSet, config: TrainConfig) -> None:
-    """Refuse settings that these training images do not allow.
+def check_training(field: NeuralField, images: ImageSet, config: TrainConfig) -> None:
+    """Refuse settings that this field or these training images do not allow.
 
     Raises:
         DataError: If there are fewer images than a batch.
-        UsageError: If the crop is as large as the images.
+        UsageError: If the crop is as large as the images, or the objectives do not suit the field.
     """
     if config.steps == 0:
         return
+    check_objectives(field, config)
     if len(images) < config.batch_size:
         raise DataError(
             f"train: {len(images)} training images are fewer than a batch of {config.batch_size}. "
@@ -109,7 +109,7 @@ def train_step(
     pixels = augment(
         batch.floats(), batch.ids, seed=seed, epoch=epoch, crop=config.augment.crop, flip=config.augment.flip
     )
-    loss = reconstruction_loss(field, pixels.to(device), config, generator(seed, "step", step))
+    loss = training_loss(field, pixels.to(device), config, seed, step)
     _check_finite("loss", loss.item(), step + 1)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
@@ -119,26 +119,6 @@ def train_step(
     _check_finite("gradient's norm", norm.item(), step + 1)
     optimizer.step()
     return loss.item()
-
-
-def reconstruction_loss(
-    field: NeuralField,
-    images: Float[Tensor, "batch channels height width"],
-    config: TrainConfig,
-    random: torch.Generator,
-) -> Float[Tensor, ""]:
-    """Return the mean squared error of decoded colours, at random points and from random pixels if so set."""
-    coords = grid(images.shape[2:], device=images.device)
-    num_points = coords.shape[0]
-    keep = None
-    if config.context_fraction < 1:
-        count = max(1, round(config.context_fraction * num_points))
-        keep = torch.rand(images.shape[0], num_points, generator=random).topk(count).indices.to(images.device)
-    target = rearrange(images, "b c h w -> b (h w) c")
-    if config.num_queries is not None and config.num_queries < num_points:
-        points = torch.randperm(num_points, generator=random)[: config.num_queries].to(images.device)
-        coords, target = coords[points], target[:, points]
-    return (field.decode(field.encode(images, keep), coords=coords) - target).square().mean()
 
 
 def batch_indices(count: int, batch_size: int, seed: int, step: int) -> tuple[Tensor, int]:
