@@ -75,6 +75,7 @@ def test_the_plan_says_sizes_and_rows():
         ({"maps__selection": "stride:0"}, UsageError, "selection 'stride:0'"),
         ({"maps__selection": "0,9"}, UsageError, r"selection names \[9\]"),
         ({"maps__selection": "some"}, UsageError, "selection 'some'"),
+        ({"maps__method": "mixture"}, UsageError, "which 'mixture' does not decompose; expected one of solo, "),
         ({"device": "gpu"}, UsageError, "--device gpu: unknown"),
         ({"train__batch_size": 500}, DataError, "fewer than a batch of 500"),
         ({"train__augment": {"crop": 8}}, UsageError, "crop is 8, expected 0 to 7"),

@@ -16,7 +16,7 @@ from tdsm.errors import ResourceError, SpaceWarning, TdsmError, UsageError
 from tdsm.options import base_config, to_yaml
 from tdsm.presets import PRESETS
 from tdsm.runfolder import CONFIG, create_run, differences, read_config
-from tdsm.settings import BenchConfig, MapConfig, ProbeConfig, RunConfig, Settings, StudyConfig
+from tdsm.settings import BenchConfig, MapConfig, ProbeConfig, RegimeConfig, RunConfig, Settings, StudyConfig
 
 HELP = """usage: tdsm VERB [OPTIONS]        tdsm VERB --help shows a verb's options
 
@@ -26,6 +26,7 @@ Token-wise decoded decomposition of conditioned neural fields, and classificatio
   train      train a field to reconstruct images          tdsm train --preset cifar10-small --run runs/cifar
   classify   train heads and baselines on its maps        tdsm classify runs/cifar
   evaluate   score them on the test split, once           tdsm evaluate runs/cifar
+  finetune   train head and field together                tdsm finetune runs/cifar --regime two_stage
   analyse    measure what the field's tokens do           tdsm analyse runs/cifar
   study      an experiment on the run, such as worth      tdsm study worth runs/cifar
   report     write the page with table and pictures       tdsm report runs/cifar
@@ -63,6 +64,12 @@ class StageCommand(Settings):
 
 class FolderCommand(Settings):
     """A run that is there already."""
+
+    run: tyro.conf.Positional[Path] = Field(description="Run folder.")
+
+
+class FinetuneCommand(RegimeConfig):
+    """Train a head with a run's field, through the maps of all its tokens, and measure what the field forgot."""
 
     run: tyro.conf.Positional[Path] = Field(description="Run folder.")
 
@@ -184,6 +191,22 @@ def evaluate(arguments: list[str]) -> None:
     print(command.run / "table.md")
 
 
+def finetune(arguments: list[str]) -> None:
+    """Train a head with a run's field, through the maps of all its tokens, and measure what the field forgot."""
+    command = tyro.cli(FinetuneCommand, prog="tdsm finetune", args=arguments, description=finetune.__doc__)
+    config = RegimeConfig.model_validate({name: getattr(command, name) for name in RegimeConfig.model_fields})
+    from tdsm import regimes, stages
+    from tdsm.report.regimes import write_regimes
+
+    run = stages.finished(command.run)
+    for number in range(config.seeds):
+        result = regimes.train_regime(run, config, number)
+        _say(f"{config.regime}, seed {number}: test {100 * result['accuracy']:.1f} %, {result['n_test']} images")
+    path, words = write_regimes(run.path)
+    _say(words)
+    print(path)
+
+
 def analyse(arguments: list[str]) -> None:
     """Measure every decomposition of a run's field: whether it adds up, how redundant, spread and stable it is."""
     command = tyro.cli(AnalyseCommand, prog="tdsm analyse", args=arguments, description=analyse.__doc__)
@@ -244,6 +267,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "classify": classify,
     "evaluate": evaluate,
+    "finetune": finetune,
     "analyse": analyse,
     "study": study,
     "report": report,

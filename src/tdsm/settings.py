@@ -145,6 +145,43 @@ class ProbeConfig(Settings):
     temperature: float = Field(0.1, gt=0, description="Temperature of the k-NN vote, exp(cosine / temperature).")
 
 
+class LearningRates(Settings):
+    """Peaks of the learning rates of a classifier's parts; the regime's own where not set."""
+
+    encoder: float | None = Field(None, ge=0, description="Of the field's encoder.")
+    processor: float | None = Field(None, ge=0, description="Of the field's processor.")
+    decoder: float | None = Field(None, ge=0, description="Of the field's decoder.")
+    head: float = Field(1e-3, gt=0, description="Of the head.")
+
+
+class RegimeConfig(Settings):
+    """How a head is trained with its field."""
+
+    regime: Literal["frozen", "finetune", "two_stage"] = Field(
+        "finetune",
+        description="frozen: the head alone. finetune: head and field, through the decoder. two_stage: the head alone, "
+        "then both at small rates, classifying and reconstructing.",
+    )
+    head: HeadConfig = Field(HeadConfig(), description="The head.")
+    seeds: Positive = Field(1, description="Seeds of head and order.")
+    epochs: Positive = Field(5, description="Passes over the training images in each phase.")
+    batch_size: Positive = Field(64, description="Images a step.")
+    learning_rates: LearningRates = Field(LearningRates(), description="Peaks of the learning rates.")
+    warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up of each phase, then a cosine.")
+    weight_decay: float = Field(1e-2, ge=0, description="Decoupled weight decay.")
+    gradient_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    classification_weight: float = Field(1.0, ge=0, description="Weight of the classification loss.")
+    reconstruction_weight: float | None = Field(
+        None, ge=0, description="Weight of the reconstruction loss; not set: 1 for two_stage, else 0."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the label spread over all classes.")
+    mixup: float = Field(0.0, ge=0, description="α of mixup's Beta(α, α); 0 mixes nothing.")
+    token_drop: float = Field(0.0, ge=0, lt=1, description="Share of tokens whose maps are blanked in a step.")
+    ema: float = Field(0.0, ge=0, lt=1, description="Decay of the averaged weights that are judged; 0 averages none.")
+    patience: int = Field(0, ge=0, description="Stop after this many epochs without a better validation; 0 never.")
+    augment: AugmentConfig = Field(AugmentConfig(), description="Random crops and flips of the training images.")
+
+
 class StudyConfig(Settings):
     """How the study of worth asks: the same budget and tuning for every feature."""
 

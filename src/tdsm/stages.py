@@ -9,6 +9,7 @@ import torch
 from tdsm import io
 from tdsm.data import Data, load_data
 from tdsm.data.augment import augment
+from tdsm.decomposition import check_method
 from tdsm.errors import CheckpointError, ResourceError, UsageError
 from tdsm.evaluate import Run, chosen_rows, fit_rows, new_field, notes, score_rows
 from tdsm.field import CONFIG_FILE, NeuralField, count_parameters
@@ -39,6 +40,7 @@ def check(config: RunConfig, data: Data) -> None:
     images, ids = data.train.images[:1], data.train.ids[:1]
     field = initial_field(config, images.shape[1])
     select_tokens(field.config.num_tokens, parse_selection(config.maps.selection))
+    check_method(field, config.maps.method)
     check_training(field, data.train, config.train)
     if config.probe.views:
         change = config.probe.augment

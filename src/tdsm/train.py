@@ -17,19 +17,17 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tdsm import io
 from tdsm.data import Data, ImageSet
 from tdsm.data.augment import augment
 from tdsm.errors import DataError, NonFiniteError
-from tdsm.field import NeuralField, load_strictly
+from tdsm.field import NeuralField
 from tdsm.metrics import psnr
 from tdsm.objectives import check_objectives, training_loss
 from tdsm.progress import Progress
 from tdsm.randomness import generator
 from tdsm.runfolder import latest_checkpoint, save_checkpoint
 from tdsm.settings import TrainConfig
-
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+from tdsm.trainstate import read_state, write_state
 
 
 def train_field(field: NeuralField, data: Data, config: TrainConfig, seed: int, run: Path) -> list[dict]:
@@ -49,13 +47,16 @@ def train_field(field: NeuralField, data: Data, config: TrainConfig, seed: int, 
     optimizer = torch.optim.AdamW(
         [p for p in field.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    step, history, losses = _restore(field, optimizer, run)
+    step, history, losses = 0, [], []
+    if (checkpoint := latest_checkpoint(run)) is not None:
+        restored = read_state(checkpoint, {"model": field}, optimizer)
+        step, history, losses = restored["step"], restored["history"], restored["losses"]
     before = history[-1]["seconds"] if history else 0.0
     began = time.monotonic()
 
     def save() -> None:
         state = {"step": step, "history": history, "losses": losses}
-        save_checkpoint(run, step, lambda folder: _write_state(folder, field, optimizer, state))
+        save_checkpoint(run, step, lambda folder: write_state(folder, {"model": field}, optimizer, state))
 
     with Progress("training", config.steps, done=step, unit="step") as progress, _held_interrupt() as interrupted:
         while step < config.steps:
@@ -192,25 +193,3 @@ def _held_interrupt() -> Iterator[threading.Event]:
         yield interrupted
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _write_state(folder: Path, field: NeuralField, optimizer: torch.optim.Optimizer, state: dict) -> None:
-    entries = optimizer.state_dict()["state"]
-    moments = {f"{index}.{name}": value for index, entry in entries.items() for name, value in entry.items()}
-    io.write_tensors(folder / MODEL, field.state_dict())
-    io.write_tensors(folder / OPTIMIZER, moments)
-    io.write_json(folder / STATE, state)
-
-
-def _restore(field: NeuralField, optimizer: torch.optim.Optimizer, run: Path) -> tuple[int, list[dict], list[float]]:
-    folder = latest_checkpoint(run)
-    if folder is None:
-        return 0, [], []
-    load_strictly(field, io.read_tensors(folder / MODEL), where=str(folder))
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in io.read_tensors(folder / OPTIMIZER).items():
-        index, name = key.split(".", 1)
-        moments.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    state = io.read_json(folder / STATE)
-    return state["step"], state["history"], state["losses"]

@@ -1,6 +1,6 @@
 """Decompositions of a token field's output into one component an image token."""
 
-from tdsm.decomposition.decompose import DECOMPOSITIONS, Decomposition, decompose, methods_for
+from tdsm.decomposition.decompose import DECOMPOSITIONS, Decomposition, check_method, decompose, methods_for
 from tdsm.decomposition.mixture import mix
 from tdsm.decomposition.plan import Plan, plan_decoding
 from tdsm.decomposition.pooled import POOLS, pooled_map
@@ -12,6 +12,7 @@ __all__ = [
     "STRATEGIES",
     "Decomposition",
     "Plan",
+    "check_method",
     "component_images",
     "decompose",
     "map_queries",

@@ -76,6 +76,16 @@ def methods_for(field: TokenField) -> tuple[str, ...]:
     return tuple(name for name in DECOMPOSITIONS if name != "mixture")
 
 
+def check_method(field: TokenField, method: str) -> None:
+    """Raise `UsageError` unless a decomposition suits a field."""
+    if method not in (suitable := methods_for(field)):
+        decoder = "a mixture of its tokens by masks" if "mixture" in suitable else "one attention to all its tokens"
+        raise UsageError(
+            f"decompose: this field decodes by {decoder}, which {method!r} does not decompose; expected one of "
+            f"{', '.join(suitable)}."
+        )
+
+
 def decompose(
     field: TokenField,
     tokens: Float[Tensor, "batch tokens token_width"],
@@ -219,12 +229,7 @@ def _check(
     device_of(tokens)
     if not isinstance(method, str) or method not in DECOMPOSITIONS:
         raise UsageError(f"decompose: unknown method {method!r}, expected one of {', '.join(DECOMPOSITIONS)}.")
-    if method not in (suitable := methods_for(field)):
-        decoder = "a mixture of its tokens by masks" if "mixture" in suitable else "one attention to all its tokens"
-        raise UsageError(
-            f"decompose: this field decodes by {decoder}, which {method!r} does not decompose; expected one of "
-            f"{', '.join(suitable)}."
-        )
+    check_method(field, method)
     if tokens.ndim != 3 or 0 in tokens.shape:
         raise UsageError(
             f"decompose: tokens have shape {tuple(tokens.shape)}, expected (batch, tokens, width), none of them 0. "

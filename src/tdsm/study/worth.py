@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tdsm import io
 from tdsm.data import Data, ImageSet
+from tdsm.decomposition import check_method
 from tdsm.errors import UsageError
 from tdsm.evaluate import Run, new_field, untrained_field
 from tdsm.extract import Features, Images, fill_store, fingerprint_of
@@ -27,7 +28,7 @@ from tdsm.load import FIELD_FOLDER, load_field
 from tdsm.randomness import derive_seed, generator
 from tdsm.settings import HeadConfig, MapConfig, ProbeConfig, StudyConfig
 from tdsm.store import Rows, open_store
-from tdsm.study.features import IMAGES, MEANINGS, SEQUENCES, all_features, token_features
+from tdsm.study.features import IMAGES, MEANINGS, METHODS, SEQUENCES, all_features, token_features
 from tdsm.train import measure_psnr, train_field
 
 FOLDER, SPLITS = "study-worth", ("train", "validation", "test")
@@ -54,6 +55,8 @@ class Entry:
 
 def run_study(run: Run, config: StudyConfig, say: Callable[[str], None]) -> dict:
     """Answer every entry for every seed, taking up what an earlier call left; return all that was found."""
+    for method in METHODS:
+        check_method(run.field, method)
     folder, rows = run.path / FOLDER, []
     _keep_settings(folder, config)
     data = _subsets(run, config)
