@@ -16,7 +16,6 @@ from tdsm.decomposition.kernels import cpu
 BACKENDS = ("eager", "cpu", "gpu")  # modules beside this one, each with a forward and a backward; faster ones last
 
 
-@torch.compiler.disable
 def gated_sum(
     query_hidden: Float[Tensor, "points double_hidden"],
     token_hidden: Float[Tensor, "tokens double_hidden"],
