@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tdsm.decomposition.definition import Queries, Tokens
-from tdsm.decomposition.parts import Options, Parts, read_nothing, reconstruct, widen
+from tdsm.decomposition.parts import Options, Parts, read_nothing, widen
 from tdsm.decomposition.path_gradient import Gradient, path_gradient
 from tdsm.tokenfield import TokenField
 
@@ -43,7 +43,8 @@ def additive(field: TokenField, tokens: Tokens, queries: Queries, indices: list[
         components = contract(gradient, weights[..., indices], values[:, :, indices])
         total = torch.einsum("bncd,bnd->bnc", gradient, step)
     base = read_nothing(field, queries, attention)
-    return Parts(components, total, base, reconstruct(field, tokens, queries))
+    reconstruction = field.readout(queries, (widen(attention.bias) + step).to(queries.dtype))  # no attention again
+    return Parts(components, total, base, reconstruction)
 
 
 def contract(
