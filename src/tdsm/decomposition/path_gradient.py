@@ -25,7 +25,7 @@ from tdsm.tokenfield import GatedReadout, TokenField
 Step = Float[Tensor, "batch points width"]
 Gradient = Float[Tensor, "batch points channels width"]
 
-BLOCK_UNITS = 2**20  # hidden units at once: a few arrays of so many stay in cache, and products stay large
+BLOCK_UNITS = 2**18  # hidden units at once: a few arrays of so many stay in cache, and products stay large
 
 
 def path_gradient(
