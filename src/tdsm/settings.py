@@ -188,7 +188,8 @@ class StudyConfig(Settings):
     seeds: Positive = Field(3, description="Seeds of each head.")
     parameters: Positive = Field(50_000, description="Most parameters a head may have; the widest is taken.")
     size: tuple[Positive, Positive] | None = Field((16, 16), description="Height and width of maps; not set: images'.")
-    epochs: Positive = Field(6, description="Passes over the training features.")
+    epochs: Positive = Field(40, description="Passes over the training features by the mlp.")
+    structured_epochs: Positive = Field(6, description="Passes by the structured heads, which cost more.")
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (1e-3, 1e-2), min_length=1, description="Learning rates tried; validation chooses."
     )

@@ -10,13 +10,22 @@ from tdsm.field import count_parameters
 from tdsm.heads import TDSMClassifier
 from tdsm.settings import MapConfig, StudyConfig
 from tdsm.stages import finished
+from tdsm.store import Rows
 from tdsm.study import worth as module
 from tdsm.study.features import MEANINGS, all_features, random_expansion
 from tdsm.study.table import paired_interval, reference_of, study_verdict, summarize
 from tdsm.study.worth import HEADS, head_of_size, run_study
 from tests.pipeline import content, demo, digits, tdsm
 
-TINY = {"seeds": 2, "parameters": 900, "size": (4, 4), "epochs": 1, "learning_rates": (1e-2,), "max_train": 40}
+TINY = {
+    "seeds": 2,
+    "parameters": 900,
+    "size": (4, 4),
+    "epochs": 1,
+    "structured_epochs": 1,
+    "learning_rates": (1e-2,),
+    "max_train": 40,
+}
 SMALL = StudyConfig.model_validate(TINY | {"max_test": 30, "token_counts": (2, 4), "steps": (3,)})
 
 
@@ -124,6 +133,20 @@ def test_the_interval_is_that_of_paired_differences():
     assert paired_interval(one, one) == (0.0, 0.0, 0.0)
 
 
+def test_the_mlp_reads_features_standardised_by_the_training_samples():
+    train, test = torch.randn(50, 2, 1, 3) * torch.tensor([1.0, 5.0, 0.0]) + 4, torch.randn(20, 2, 1, 3)
+    labels = torch.zeros(50, dtype=torch.long)
+    samples = {"train": module.Samples(Rows([train]), labels), "test": module.Samples(Rows([test]), labels[:20])}
+    done = module._standardized(samples)
+    seen = done["train"].features[torch.arange(50)]
+    torch.testing.assert_close(seen.mean(0), torch.zeros(2, 1, 3), atol=2e-3, rtol=0)
+    torch.testing.assert_close(seen[..., :2].std(0, correction=0), torch.ones(2, 1, 2), atol=2e-3, rtol=0)
+    expected = (test - train.mean(0)) / train.std(0, correction=0).clamp(min=1e-6)
+    torch.testing.assert_close(
+        done["test"].features[torch.arange(20)][..., :2], expected[..., :2], atol=2e-3, rtol=2e-3
+    )
+
+
 def rows(feature, right, validation, tokens=4, field="trained"):
     base = {"field": field, "feature": feature, "head": "mlp", "tokens": tokens, "parameters": 9}
     right = np.asarray(right)
@@ -156,7 +179,21 @@ def test_a_row_of_fewer_tokens_or_steps_is_never_the_reference():
 
 def test_the_command_prints_the_table(tmp_path, capsys):
     path = demo(tmp_path / "run")
-    options = ["--seeds", 1, "--parameters", 900, "--size", 4, 4, "--epochs", 1, "--max-train", 40]
+    options = [
+        "--seeds",
+        1,
+        "--parameters",
+        900,
+        "--size",
+        4,
+        4,
+        "--epochs",
+        1,
+        "--structured-epochs",
+        1,
+        "--max-train",
+        40,
+    ]
     assert tdsm("study", "worth", path, *options, "--steps", 2, "--token-counts", 2) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{path}/study-worth.md\n"

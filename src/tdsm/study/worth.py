@@ -177,11 +177,14 @@ def _fit(run: Run, entry: Entry, seed: int, data: Data, folder: Path, config: St
     samples = {
         split: _samples(entry, folder / "features" / entry.field / split, getattr(data, split)) for split in SPLITS
     }
+    if entry.head == "mlp":
+        samples = _standardized(samples)
     classes = len(data.train.classes)
     height, width, maps = samples["train"].features.shape[1:]
     pool = "flatten" if entry.head == "mlp" else "transformer" if entry.feature in SEQUENCES else "cnn"
     head = head_of_size(pool, maps, (height, width), classes, config.parameters)
-    probe = ProbeConfig(epochs=config.epochs, learning_rates=config.learning_rates)
+    epochs = config.epochs if entry.head == "mlp" else config.structured_epochs
+    probe = ProbeConfig(epochs=epochs, learning_rates=config.learning_rates)
     start = derive_seed(run.config.seed, "study", seed)
     choice = fit_head(head, samples["train"], samples["validation"], classes, probe, start, run.device)
     assert choice.classifier is not None
@@ -208,6 +211,17 @@ def _samples(entry: Entry, folder: Path, images: ImageSet) -> Samples:
     if entry.head == "mlp" and entry.feature not in SEQUENCES + IMAGES:
         features = _changed(features, _pool)
     return Samples(features, images.labels)
+
+
+def _standardized(samples: dict[str, Samples]) -> dict[str, Samples]:
+    """Standardise every single feature by the training samples: maps that differ more in space than between images."""
+    features = samples["train"].features
+    train = features[torch.arange(len(features))]
+    mean, deviation = train.mean(dim=0), train.std(dim=0, correction=0).clamp(min=1e-6)
+    return {
+        split: Samples(_changed(part.features, lambda values: (values - mean) / deviation), part.labels)
+        for split, part in samples.items()
+    }
 
 
 def _changed(features: Rows, change: Callable[[Tensor], Tensor]) -> Rows:
