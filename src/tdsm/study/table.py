@@ -98,8 +98,8 @@ def study_markdown(study: dict, summaries: Sequence[Summary]) -> str:
         f"{settings['seeds']} seeds of the head. Heads have at most {settings['parameters']} parameters; learning rate "
         f"and epoch are chosen on validation. mlp: one hidden layer, {settings['epochs']} epochs; every feature "
         "standardised, maps averaged over 4 × 4 regions first. structured: 3×3 convolutions on maps and images, a "
-        f"transformer on tokens, {settings['structured_epochs']} epochs, channels standardised. Difference: to the best "
-        "row without decoding, in points, with a 95 % interval over the same test images.",
+        f"transformer on tokens, {settings['structured_epochs']} epochs, channels standardised. Difference: to the "
+        "best row without decoding, in points, with a 95 % interval over the same test images.",
         "",
         "From the first n tokens alone (structured):",
         "",
