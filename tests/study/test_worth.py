@@ -166,7 +166,8 @@ def test_both_sides_are_chosen_on_validation_and_the_verdict_says_who_wins():
     found = summarize({"rows": [*rows("solo", good, 0.9), *rows("values", bad, 0.5), *rows("tokens", good, 0.4)]})
     assert reference_of(found)["feature"] == "values"
     assert study_verdict(found).endswith("decoding pays.")
-    found = summarize({"rows": [*rows("solo", good, 0.9), *rows("tokens", good, 0.4)]})
+    found = summarize({"rows": [*rows("solo", good, 0.9), *rows("tokens", bad, 0.4), *rows("pixels", good, 0.5)]})
+    assert reference_of(found)["feature"] == "pixels"
     assert study_verdict(found).endswith("no difference shown.")
 
 

@@ -11,7 +11,7 @@ from tdsm.study.features import MEANINGS, METHODS
 
 Summary = Mapping[str, Any]
 Z = 1.96  # two-sided 95 % of the normal distribution
-BEFORE = ("tokens", "values")  # what is there without decoding
+WITHOUT = tuple(name for name in MEANINGS if name not in METHODS)  # token decoding
 CURVES = ("solo", "tokens")  # what is also asked of fewer tokens and fewer steps
 NUMBERS = ["test accuracy", "deviation", "difference", "95 % interval", "validation", "parameters"]
 
@@ -42,8 +42,8 @@ def summarize(study: dict) -> list[Summary]:
 
 
 def reference_of(summaries: Sequence[Summary]) -> Summary:
-    """Choose, on validation, the best of what is there before decoding."""
-    return max(_main(summaries, BEFORE), key=lambda s: s["validation"])
+    """Choose, on validation, the best row without token decoding, the random expansion of values included."""
+    return max(_main(summaries, WITHOUT), key=lambda s: s["validation"])
 
 
 def paired_interval(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
