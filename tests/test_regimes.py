@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from tdsm import regimes as module
-from tdsm.errors import NonFiniteError
+from tdsm.errors import NonFiniteError, UsageError
 from tdsm.load import load_field
 from tdsm.randomness import generator
 from tdsm.regimes import REGIMES, combined_loss, new_classifier, parameter_groups, predict, schedule, train_regime
@@ -76,11 +76,11 @@ def test_test_accuracy_is_that_of_the_epoch_best_on_validation(run, regime):
     assert module.accuracy_of(model, run.data.test, "cpu") == result["accuracy"]
 
 
-def test_reconstruction_is_kept_when_it_is_asked_for(run):
+def test_reconstruction_is_kept_when_it_is_asked_for(run, tmp_path):
     rates = {"encoder": 1e-2, "processor": 1e-2, "decoder": 1e-2}
     lost, kept = (
-        train_regime(run, config(learning_rates=rates, reconstruction_weight=weight, epochs=4), number)
-        for number, weight in enumerate((0.0, 30.0))
+        train_regime(each, config(learning_rates=rates, reconstruction_weight=weight, epochs=4), number)
+        for number, (each, weight) in enumerate([(run, 0.0), (finished(demo(tmp_path / "other"), digits()), 30.0)])
     )
     assert kept["psnr_after"] > lost["psnr_after"] + 1
 
@@ -89,6 +89,13 @@ def test_a_finished_seed_is_not_trained_again(run, monkeypatch):
     result = train_regime(run, config(), 0)
     monkeypatch.setattr(module, "fit", None)
     assert train_regime(run, config(), 0) == result
+
+
+def test_results_of_other_settings_are_not_taken_for_these(run):
+    train_regime(run, config(), 0)
+    with pytest.raises(UsageError, match=r"other settings: head.pool: avg -> max\. Use the same, or remove"):
+        train_regime(run, config(head={"pool": "max"}), 0)
+    assert train_regime(run, config(seeds=2), 1)["seed"] == 1
 
 
 # ---------------------------------------------------------------- one step

@@ -20,7 +20,7 @@ from tdsm.errors import CheckpointError, UsageError
 from tdsm.extract import extract
 from tdsm.field import NeuralField, count_parameters, load_strictly
 from tdsm.frozen import Choice, Samples, fit_head, fit_knn, predict, predict_knn
-from tdsm.heads import TDSMClassifier
+from tdsm.heads import make_head
 from tdsm.metrics import wilson_interval
 from tdsm.randomness import derive_seed
 from tdsm.settings import FieldConfig, HeadConfig, RunConfig
@@ -164,6 +164,6 @@ def _predict_test(run: Run, name: str, row: Row) -> tuple[Int[Tensor, " samples"
         return predict_knn(test.features, train, classes, settings["neighbours"], settings["temperature"]), choice
     head = HeadConfig.model_validate(choice["head"])
     height, width, maps = test.features.shape[1:]
-    classifier = TDSMClassifier(maps, classes, head.pool, (height, width), **head.model_dump(exclude={"pool"}))
+    classifier = make_head(head, maps, classes, (height, width))
     load_strictly(classifier, io.read_tensors(folder / WEIGHTS), where=str(folder))
     return predict(classifier, test.features, run.device), choice

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tdsm.errors import NonFiniteError
-from tdsm.heads import TDSMClassifier
+from tdsm.heads import TDSMClassifier, make_head
 from tdsm.knn import knn_scores
 from tdsm.randomness import derive_seed, generator
 from tdsm.settings import HeadConfig, ProbeConfig
@@ -113,8 +113,7 @@ def _fit_once(
     height, width, maps = train.features.shape[1:]
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "head"))
-        options = head.model_dump(exclude={"pool"})
-        classifier = TDSMClassifier(maps, num_classes, head.pool, (height, width), **options).to(device)
+        classifier = make_head(head, maps, num_classes, (height, width)).to(device)
         classifier.fit_statistics(*statistics)
         optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate, weight_decay=decay)
         steps = config.epochs * math.ceil(len(train.features) / config.batch_size)

@@ -215,6 +215,15 @@ class TDSMClassifier(nn.Module):
         return self.head((maps - self.mean) / self.deviation)
 
 
+def make_head(config: HeadConfig, num_maps: int, num_classes: int, size: tuple[int, int]) -> TDSMClassifier:
+    """Make the classifier that settings describe.
+
+    >>> make_head(HeadConfig(pool="max"), num_maps=64, num_classes=10, size=(32, 32)).config.pool
+    'max'
+    """
+    return TDSMClassifier(num_maps, num_classes, config.pool, size, **config.model_dump(exclude={"pool"}))
+
+
 def _classify(width: int, classes: int, config: HeadConfig) -> nn.Module:
     linear = nn.Linear(width, classes)
     return nn.Sequential(nn.Dropout(config.dropout), linear) if config.dropout else linear

@@ -28,11 +28,11 @@ from tdsm.errors import NonFiniteError
 from tdsm.evaluate import Run
 from tdsm.extract import make_maps
 from tdsm.field import NeuralField, count_parameters
-from tdsm.heads import TDSMClassifier
+from tdsm.heads import TDSMClassifier, make_head
 from tdsm.metrics import wilson_interval
 from tdsm.progress import Progress
 from tdsm.randomness import derive_seed, generator
-from tdsm.runfolder import latest_checkpoint, save_checkpoint
+from tdsm.runfolder import keep_settings, latest_checkpoint, save_checkpoint
 from tdsm.settings import MapConfig, RegimeConfig
 from tdsm.train import batch_indices, reconstruction_quality
 from tdsm.trainstate import read_state, write_state
@@ -83,7 +83,9 @@ def train_regime(run: Run, config: RegimeConfig, number: int) -> dict[str, Any]:
 
     Raises:
         NonFiniteError: If the loss is not finite.
+        UsageError: If seeds of this regime were trained with other settings.
     """
+    keep_settings(run.path / FOLDER / config.regime, config.model_dump(mode="json", exclude={"seeds"}))
     folder = run.path / FOLDER / config.regime / f"seed-{number}"
     if (folder / RESULT).exists():
         return io.read_json(folder / RESULT)
@@ -125,9 +127,8 @@ def new_classifier(run: Run, config: RegimeConfig, seed: int) -> FieldClassifier
         maps = torch.cat([tdsm_of(field, part, field.encode(part), run.config.maps) for part in parts])
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "head"))
-        options = config.head.model_dump(exclude={"pool"})
         size = (maps.shape[1], maps.shape[2])
-        head = TDSMClassifier(maps.shape[3], len(images.classes), config.head.pool, size, **options).to(run.device)
+        head = make_head(config.head, maps.shape[3], len(images.classes), size).to(run.device)
     flat = maps.flatten(0, 2).double()
     head.fit_statistics(flat.mean(0).float(), flat.std(0, correction=0).float())
     return FieldClassifier(field, head, run.config.maps)

@@ -53,6 +53,18 @@ def create_run(path: Path, config: RunConfig, *, resume: bool) -> Path:
     return path
 
 
+def keep_settings(folder: Path, settings: dict) -> None:
+    """Note with what settings a folder's results are made; raise `UsageError` if it holds those of others."""
+    file = folder / "settings.json"
+    if not file.exists():
+        io.write_json(file, settings)
+    elif changed := differences(io.read_json(file), settings):
+        raise UsageError(
+            f"{folder}: started with other settings: {'; '.join(changed)}. Use the same, or remove the folder to start "
+            "anew."
+        )
+
+
 def read_config(path: Path) -> RunConfig:
     """Read the config of a run folder; raise `CheckpointError` when it is not one."""
     file = Path(path) / CONFIG

@@ -23,9 +23,10 @@ from tdsm.evaluate import Run, new_field, untrained_field
 from tdsm.extract import Features, Images, fill_store, fingerprint_of
 from tdsm.field import NeuralField, count_parameters
 from tdsm.frozen import Samples, fit_head, predict
-from tdsm.heads import TDSMClassifier
+from tdsm.heads import make_head
 from tdsm.load import FIELD_FOLDER, load_field
 from tdsm.randomness import derive_seed, generator
+from tdsm.runfolder import keep_settings
 from tdsm.settings import HeadConfig, MapConfig, ProbeConfig, StudyConfig
 from tdsm.store import Rows, open_store
 from tdsm.study.features import IMAGES, MEANINGS, METHODS, SEQUENCES, all_features, token_features
@@ -58,7 +59,7 @@ def run_study(run: Run, config: StudyConfig, say: Callable[[str], None]) -> dict
     for method in METHODS:
         check_method(run.field, method)
     folder, rows = run.path / FOLDER, []
-    _keep_settings(folder, config)
+    keep_settings(folder, config.model_dump(mode="json"))
     data = _subsets(run, config)
     fields = {"trained": run.field} | {f"steps-{n}": _shorter(run, n, folder) for n in config.steps}
     for name, field in fields.items():
@@ -91,7 +92,7 @@ def head_of_size(
     def count(width: int) -> int:
         with torch.device("meta"):
             head = make(width)
-            return count_parameters(TDSMClassifier(maps, classes, pool, size, **head.model_dump(exclude={"pool"})))
+            return count_parameters(make_head(head, maps, classes, size))
 
     step = 4 if pool == "transformer" else 1  # its width is shared out among four heads
     widths = range(step, WIDEST + 1, step)
@@ -105,16 +106,6 @@ def head_of_size(
         middle = (low + high + 1) // 2
         low, high = (middle, high) if count(widths[middle]) <= parameters else (low, middle - 1)
     return make(widths[low])
-
-
-def _keep_settings(folder: Path, config: StudyConfig) -> None:
-    file = folder / "settings.json"
-    settings = config.model_dump(mode="json")
-    if file.exists() and io.read_json(file) != settings:
-        raise UsageError(
-            f"{folder}: this study was started with other settings. Use the same, or remove the folder to start anew."
-        )
-    io.write_json(file, settings)
 
 
 def _entries(run: Run, config: StudyConfig) -> Iterator[Entry]:
