@@ -88,7 +88,7 @@ def test_blocks_of_hidden_units_do_not_change_the_gradient(field, monkeypatch):
     queries = field.queries(grid(SIZE).double())
     arguments = field.gated_readout(), queries, torch.randn(16).double(), torch.randn(2, 20, 16).double(), 3
     whole = by_separation(*arguments)
-    monkeypatch.setattr("tdsm.decomposition.path_gradient.BLOCK_UNITS", 7 * 64)
+    monkeypatch.setattr("tdsm.decomposition.path_gradient._block_units", lambda device: 2 * 7 * 64)
     torch.testing.assert_close(by_separation(*arguments), whole, rtol=1e-12, atol=1e-12)
 
 

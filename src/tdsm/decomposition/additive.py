@@ -13,11 +13,11 @@ These are the Aumann–Shapley values of the tokens on that path, integrated gra
 
 Work for one image at reference scale (N = 1024, K = 256, 4 heads, D = 192, M = 768, C = 3), in multiply-adds:
 
-    attention, tokens' projections  N·K·h·(d_h + D) + …  = 0.5 · 10⁹
-    G                               N·2M·D·(1 + C)       = 1.2 · 10⁹   and m·N·M = 2.4 · 10⁶ GELUs
+    attention, tokens' projections  N·K·h·(d_h + D) + …  = 0.6 · 10⁹
+    G, base and reconstruction      N·2M·D·(2 + C)       = 1.5 · 10⁹   and (m + 2)·N·M = 3.9 · 10⁶ GELUs
     components                      N·K·h·D·C            = 0.6 · 10⁹
 
-about 2.3 · 10⁹, nearly all in matrix products, and no GELU per (token, point). Solo's exact path has
+about 2.7 · 10⁹, nearly all in matrix products, and no GELU per (token, point). Solo's exact path has
 N·K·(2M + M·C + D) = 1.1 · 10⁹ that are no matrix products, and N·K·M = 2.0 · 10⁸ GELUs. s_k(q), of size N·K·D,
 is never formed.
 """
@@ -27,8 +27,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tdsm.decomposition.definition import Queries, Tokens
-from tdsm.decomposition.parts import Options, Parts, read_nothing, widen
-from tdsm.decomposition.path_gradient import Gradient, path_gradient
+from tdsm.decomposition.parts import Options, Parts, widen
+from tdsm.decomposition.path_gradient import Gradient, read_path
 from tdsm.tokenfield import TokenField
 
 
@@ -38,13 +38,13 @@ def additive(field: TokenField, tokens: Tokens, queries: Queries, indices: list[
     weights, values = widen(attention.weights), widen(attention.values)
     with torch.autocast(tokens.device.type, enabled=False):
         step = (weights @ values).sum(1)
-    gradient = path_gradient(field, queries, attention.bias, step, options.points)
+    path = read_path(field, queries, attention.bias, step, options.points)
     with torch.autocast(tokens.device.type, enabled=False):
-        components = contract(gradient, weights[..., indices], values[:, :, indices])
-        total = torch.einsum("bncd,bnd->bnc", gradient, step)
-    base = read_nothing(field, queries, attention)
-    reconstruction = field.readout(queries, (widen(attention.bias) + step).to(queries.dtype))  # no attention again
-    return Parts(components, total, base, reconstruction)
+        if indices != list(range(tokens.shape[1])):
+            weights, values = weights[..., indices], values[:, :, indices]
+        components = contract(path.gradient, weights, values)
+        total = torch.einsum("bncd,bnd->bnc", path.gradient, step)
+    return Parts(components, total, path.start.to(queries.dtype), path.end.to(queries.dtype))
 
 
 def contract(
@@ -54,7 +54,8 @@ def contract(
 ) -> Float[Tensor, "batch tokens points channels"]:
     """Return Σ_h α_hk(q) · ⟨G_c(q), value_hk⟩, the gradient reduced over the values' width first."""
     rows, size = gradient.flatten(1, 2), gradient.shape[1:3]
-    by_head = (
-        weights[:, head, :, None] * (rows @ values[:, head].mT).unflatten(1, size) for head in range(values.shape[1])
-    )
-    return sum(by_head, gradient.new_zeros(())).permute(0, 3, 1, 2)
+    components = gradient.new_zeros(())
+    for head in range(values.shape[1]):
+        products = (rows @ values[:, head].mT).unflatten(1, size)
+        components = torch.addcmul(components, weights[:, head, :, None], products)
+    return components.permute(0, 3, 1, 2)

@@ -209,7 +209,9 @@ def _default_chunk(method: str, num_tokens: int, queries: Queries) -> int:
 
 
 def _join(blocks: list[Parts], *, axis: int, component_axis: int) -> Parts:
-    """Concatenate blocks, along another axis for what has a token axis too."""
+    """Concatenate blocks, along another axis for what has a token axis too; one alone is not copied."""
+    if len(blocks) == 1:
+        return blocks[0]
 
     def join(name: str, axis: int) -> Tensor:
         return torch.cat([getattr(block, name) for block in blocks], axis)

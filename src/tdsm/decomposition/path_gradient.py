@@ -1,14 +1,14 @@
-"""The gradient of a readout, averaged along a straight path of attended vectors.
+"""A readout along a straight path of attended vectors: its average gradient, and its values at both ends.
 
     G(q) = ∫₀¹ ∇ readout(q, start + t · step) dt        (one row a channel; Gauss–Legendre, m points)
 
 `by_autograd` works for every readout. `by_separation` gives the same values for a readout of the form
-`GatedReadout`, whose first layer is linear in t up to the norm's scale: hidden units along the whole path come
-from one matrix product, and another one turns their average into the gradients of all channels.
+`GatedReadout`, whose first layer is linear in t up to the norm's scale: hidden units along the whole path, ends
+included, come from one matrix product, and another one turns their average into the gradients of all channels.
 """
 
-import math
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,19 +25,22 @@ from tdsm.tokenfield import GatedReadout, TokenField
 Step = Float[Tensor, "batch points width"]
 Gradient = Float[Tensor, "batch points channels width"]
 
-BLOCK_UNITS = 2**18  # hidden units at once: a few arrays of so many stay in cache, and products stay large
+BLOCK_UNITS = {"cpu": 2**18, "other": 2**24}  # hidden units at once, a core's or a device's: they stay in cache
 
 
-def path_gradient(
-    field: TokenField, queries: Queries, start: Float[Tensor, " width"], step: Step, points: int
-) -> Gradient:
-    """Average the readout's gradient from `start` to `start + step`, by the cheapest exact way.
+class Path(NamedTuple):
+    """What a readout does along a path, in float32 or wider."""
+
+    gradient: Gradient  # of each channel with respect to the attended vector, averaged
+    start: Float[Tensor, "batch points channels"]  # the readout there
+    end: Float[Tensor, "batch points channels"]
+
+
+def read_path(field: TokenField, queries: Queries, start: Float[Tensor, " width"], step: Step, points: int) -> Path:
+    """Read out along the path from `start` to `start + step`, by the cheapest exact way.
 
     Args:
         points: Quadrature points m. Up to 15 are exact for gradients that are polynomials of degree 2m − 1 in t.
-
-    Returns:
-        The gradient of each channel with respect to the attended vector, in float32 or wider.
     """
     readout = field.gated_readout()
     if readout is None:
@@ -63,11 +66,12 @@ def gauss_legendre(points: int) -> list[tuple[float, float]]:
     return [(float(node), float(weight)) for node, weight in rule]
 
 
-def by_autograd(field: TokenField, queries: Queries, start: Tensor, step: Step, points: int) -> Gradient:
+def by_autograd(field: TokenField, queries: Queries, start: Tensor, step: Step, points: int) -> Path:
     """Average gradients from one backward pass per quadrature point and channel.
 
     Differentiable itself when gradients are enabled and there is something to differentiate.
     """
+    ends = [widen(field.readout(queries, at.to(queries.dtype))) for at in (start.expand_as(step), start + step)]
     needed = (queries, start, step, *field.parameters())
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in needed)
     with torch.inference_mode(False), torch.enable_grad():
@@ -77,7 +81,7 @@ def by_autograd(field: TokenField, queries: Queries, start: Tensor, step: Step, 
             weight * _gradient(field, queries, (start + t * step).to(queries.dtype), differentiable)
             for t, weight in gauss_legendre(points)
         )
-        return sum(gradients, torch.zeros((), device=step.device))
+        return Path(sum(gradients, torch.zeros((), device=step.device)), *ends)
 
 
 def _gradient(field: TokenField, queries: Queries, attended: Step, differentiable: bool) -> Gradient:
@@ -93,7 +97,7 @@ def _gradient(field: TokenField, queries: Queries, attended: Step, differentiabl
     return widen(torch.stack(rows, dim=-2))
 
 
-def by_separation(readout: GatedReadout, queries: Queries, start: Tensor, step: Step, points: int) -> Gradient:
+def by_separation(readout: GatedReadout, queries: Queries, start: Tensor, step: Step, points: int) -> Path:
     """Average the gradients of a gated readout in closed form.
 
     With x(t) = q + start + t·step, tildes for centred vectors, and A, b', W_1 γ as in `separated`:
@@ -102,41 +106,65 @@ def by_separation(readout: GatedReadout, queries: Queries, start: Tensor, step: 
         e      = ∂(u ⊙ GELU(g)) / ∂[u, g] = [GELU(g), u ⊙ GELU'(g)]
         ∇_c    = W_c + P [ r · (W_1 γ)ᵀ (v_c ⊙ e) − r³ / D · ⟨v_c ⊙ e, A + t S⟩ · x̃ ],   v = W_c W_2
 
-    with P the centring. Only r · e is averaged over t, so the matrix products do not grow with `points`.
+    with P the centring. Only r · e is averaged over t, so the matrix products do not grow with `points`. The ends
+    are ⟨v_c, u ⊙ GELU(g)⟩ + W_c (x + b_2) + b_c at t = 0 and 1.
     """
     at = prepare(readout, queries + start.to(queries.dtype))
-    rows = max(1, BLOCK_UNITS // at.hidden_weight.shape[0])
+    units = step.shape[:2].numel() * at.hidden_weight.shape[0]
+    count = min(len(queries), max(1, round(units / _block_units(step.device))))
     with torch.autocast(step.device.type, enabled=False):
         step = step.to(at.query_hidden.dtype)
-        step = step - step.mean(-1, keepdim=True)
         folded = _fold(at)
-        blocks = list(zip(at.query_centered.split(rows), at.query_hidden.split(rows), step.split(rows, 1), strict=True))
-        return torch.cat([_average(at, folded, points, *block) for block in blocks], dim=1)
+        points_of = (at.query_centered, at.query_hidden, at.query_linear)
+        blocks = zip(*(x.tensor_split(count) for x in points_of), step.tensor_split(count, dim=1), strict=True)
+        parts = [_read_block(at, folded, points, *block) for block in blocks]
+        return Path(*(torch.cat(part, dim=1) for part in zip(*parts, strict=True)))
+
+
+def _block_units(device: torch.device) -> int:
+    return BLOCK_UNITS["cpu"] * torch.get_num_threads() if device.type == "cpu" else BLOCK_UNITS["other"]
 
 
 def _fold(at: Separated) -> Float[Tensor, "double_hidden channels_width"]:
-    """Return v_c ⊙ W_1 γ of all channels side by side."""
+    """Return v_c ⊙ W_1 γ P of all channels side by side."""
     doubled = at.output_weight.repeat(1, 2)
-    return rearrange(doubled[:, :, None] * at.hidden_weight, "c m d -> m (c d)")
+    centered = at.hidden_weight - at.hidden_weight.mean(-1, keepdim=True)
+    return rearrange(doubled[:, :, None] * centered, "c m d -> m (c d)")
 
 
-def _average(at: Separated, folded: Tensor, points: int, centered: Tensor, hidden: Tensor, step: Tensor) -> Gradient:
-    """Average over t at some of the points: x̃(0) and A are `centered` and `hidden`."""
-    slope = F.linear(step, at.hidden_weight)
-    mean_units = pulled = step.new_zeros(())
+def _read_block(
+    at: Separated, folded: Tensor, points: int, centered: Tensor, hidden: Tensor, linear: Tensor, step: Tensor
+) -> Path:
+    """Read out at some of the points: x̃(0), A and W_c (x(0) + b_2) + b_c are `centered`, `hidden` and `linear`."""
+    moved = step - step.mean(-1, keepdim=True)
+    slope = F.linear(moved, at.hidden_weight)
+    mean_value = mean_gate = pull_start = pull_step = step.new_zeros(())
     for t, weight in gauss_legendre(points):
-        x, raw = centered + t * step, hidden + t * slope
-        r = (x.square().mean(-1, keepdim=True) + at.eps).rsqrt()
-        units = _gated_slopes(*torch.addcmul(at.hidden_bias, raw, r).chunk(2, dim=-1))
-        mean_units = mean_units + weight * r * units
-        moved = torch.add(*(units * raw).chunk(2, dim=-1)) @ at.output_weight.T
-        pulled = pulled + (weight / x.shape[-1] * r**3 * moved)[..., None] * x[..., None, :]
-    gradient = (mean_units @ folded).unflatten(-1, at.channel_weight.shape) - pulled
-    return at.channel_weight + gradient - gradient.mean(-1, keepdim=True)
+        x, raw = torch.add(centered, moved, alpha=t), torch.add(hidden, slope, alpha=t)
+        r, value, gate = _hidden_units(at, x, raw)
+        by_value, by_gate = F.gelu(gate), torch.ops.aten.gelu_backward(value, gate)  # e
+        mean_value = torch.addcmul(mean_value, by_value, weight * r)
+        mean_gate = torch.addcmul(mean_gate, by_gate, weight * r)
+        raw_value, raw_gate = raw.chunk(2, dim=-1)
+        along = torch.addcmul(by_value * raw_value, by_gate, raw_gate) @ at.output_weight.T
+        pull = weight / x.shape[-1] * r**3 * along
+        pull_start, pull_step = pull_start + pull, pull_step + t * pull  # of x̃ = x̃(0) + t · step~
+    to_value, to_gate = folded.chunk(2)
+    gradient = (mean_value @ to_value + mean_gate @ to_gate).unflatten(-1, at.channel_weight.shape)
+    gradient = gradient - pull_start[..., None] * centered[:, None] - pull_step[..., None] * moved[..., None, :]
+    start = _read(at, centered, hidden) + linear
+    end = _read(at, centered + moved, hidden + slope) + linear + F.linear(step, at.channel_weight)
+    return Path(at.channel_weight + gradient, start.expand_as(end), end)
 
 
-def _gated_slopes(value: Tensor, gate: Tensor) -> Tensor:
-    """Return ∂(u · GELU(g)) with respect to u and g, side by side."""
-    cdf = torch.special.ndtr(gate)
-    density = torch.exp(-gate.square() / 2) / math.sqrt(2 * math.pi)
-    return torch.cat([gate * cdf, value * (cdf + gate * density)], dim=-1)
+def _read(at: Separated, x: Tensor, raw: Tensor) -> Tensor:
+    """Return ⟨v_c, u ⊙ GELU(g)⟩."""
+    _, value, gate = _hidden_units(at, x, raw)
+    return (value * F.gelu(gate)) @ at.output_weight.T
+
+
+def _hidden_units(at: Separated, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return r, u and g at x̃ and A + t S."""
+    r = (x.square().mean(-1, keepdim=True) + at.eps).rsqrt()
+    value, gate = torch.addcmul(at.hidden_bias, raw, r).chunk(2, dim=-1)
+    return r, value, gate
