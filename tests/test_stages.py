@@ -7,6 +7,7 @@ import torch
 from tdsm import stages
 from tdsm.errors import CheckpointError, DataError, ResourceError, UsageError
 from tdsm.runfolder import create_run, read_config
+from tdsm.train import reconstruction_quality
 from tests.pipeline import content, demo, digits, tiny, trained
 
 FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
@@ -48,8 +49,8 @@ def test_a_report_comes_after_the_evaluation(tmp_path):
 def test_quality_is_measured_on_the_test_images_once(tmp_path, monkeypatch):
     run = stages.finished(demo(tmp_path / "run"), digits())
     quality = json.loads((run.path / "quality.json").read_text())
-    assert quality == stages.reconstruction_quality(run.field, run.data.test)
-    monkeypatch.setattr(stages, "reconstruction_quality", None)
+    assert quality == reconstruction_quality(run.field, run.data.test)
+    monkeypatch.setattr("tdsm.evaluate.reconstruction_quality", None)
     said = []
     table = stages.evaluate(run, said.append)
     assert f"{quality['psnr']:.2f} dB on 60 test images" in said[0]

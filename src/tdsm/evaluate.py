@@ -25,8 +25,10 @@ from tdsm.metrics import wilson_interval
 from tdsm.randomness import derive_seed
 from tdsm.settings import FieldConfig, HeadConfig, RunConfig
 from tdsm.store import open_store
+from tdsm.train import reconstruction_quality
 
 CHOICE, WEIGHTS, RESULTS, ROWS_FOLDER = "choice.json", "model.safetensors", "results", "rows"
+QUALITY = "quality.json"
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,13 @@ def score_rows(run: Run) -> list[dict]:
         table.append(io.read_json(result))
     io.write_json(run.path / "table.json", table)
     return table
+
+
+def reconstruction_of(run: Run) -> dict:
+    """Return mean and deviation of the PSNR of a run's field on test images, measured once."""
+    if not (run.path / QUALITY).exists():
+        io.write_json(run.path / QUALITY, reconstruction_quality(run.field, run.data.test))
+    return io.read_json(run.path / QUALITY)
 
 
 def read_predictions(path: Path, name: str) -> Int[Tensor, " samples"]:

@@ -25,7 +25,7 @@ from tdsm import io
 from tdsm.data import ImageSet
 from tdsm.data.augment import augment
 from tdsm.errors import NonFiniteError
-from tdsm.evaluate import Run
+from tdsm.evaluate import Run, reconstruction_of
 from tdsm.extract import make_maps
 from tdsm.field import NeuralField, count_parameters
 from tdsm.heads import TDSMClassifier, make_head
@@ -91,7 +91,6 @@ def train_regime(run: Run, config: RegimeConfig, number: int) -> dict[str, Any]:
         return io.read_json(folder / RESULT)
     seed = derive_seed(run.config.seed, "regime", number)
     model = new_classifier(run, config, seed)
-    before = reconstruction_quality(run.field, run.data.test)["psnr"]
     history = fit(model, run, config, seed, folder)
     predicted = predict(model, run.data.test, run.device)
     correct, total = int((predicted == run.data.test.labels).sum()), len(predicted)
@@ -107,8 +106,8 @@ def train_regime(run: Run, config: RegimeConfig, number: int) -> dict[str, Any]:
         "n_test": total,
         "validation_accuracy": best["validation_accuracy"],
         "epoch": best["epoch"],
-        "psnr_before": before,
-        "psnr_after": reconstruction_quality(model.field, run.data.test)["psnr"],
+        "psnr_before": reconstruction_of(run)["psnr"],
+        "psnr_after": _psnr_after(model, run, config),
         "parameters": count_parameters(model),
         "history": history,
     }
@@ -116,6 +115,12 @@ def train_regime(run: Run, config: RegimeConfig, number: int) -> dict[str, Any]:
     io.write_tensors(folder / "head.safetensors", model.head.state_dict())
     io.write_json(folder / RESULT, result)
     return result
+
+
+def _psnr_after(model: FieldClassifier, run: Run, config: RegimeConfig) -> float:
+    if not any(REGIMES[config.regime].phases):
+        return reconstruction_of(run)["psnr"]
+    return reconstruction_quality(model.field, run.data.test)["psnr"]
 
 
 def new_classifier(run: Run, config: RegimeConfig, seed: int) -> FieldClassifier:

@@ -11,7 +11,7 @@ from tdsm.data import Data, load_data
 from tdsm.data.augment import augment
 from tdsm.decomposition import check_method
 from tdsm.errors import CheckpointError, ResourceError, UsageError
-from tdsm.evaluate import Run, chosen_rows, fit_rows, new_field, notes, score_rows
+from tdsm.evaluate import QUALITY, Run, chosen_rows, fit_rows, new_field, notes, reconstruction_of, score_rows
 from tdsm.field import CONFIG_FILE, NeuralField, count_parameters
 from tdsm.load import FIELD_FOLDER, load_field
 from tdsm.progress import track
@@ -19,9 +19,9 @@ from tdsm.reduce import num_maps
 from tdsm.runfolder import CONFIG, read_config
 from tdsm.select import parse_selection, select_tokens
 from tdsm.settings import RunConfig
-from tdsm.train import check_training, measure_psnr, reconstruction_quality, train_field
+from tdsm.train import check_training, measure_psnr, train_field
 
-HISTORY, QUALITY = "history.json", "quality.json"
+HISTORY = "history.json"
 
 
 def load(config: RunConfig) -> Data:
@@ -81,7 +81,7 @@ def evaluate(run: Run, say: Callable[[str], None]) -> list[dict]:
     from tdsm.report.table import table_markdown, verdict
 
     table = score_rows(run)
-    quality = _quality(run)
+    quality = reconstruction_of(run)
     words = [f"Reconstruction: {quality['psnr']:.2f} dB on {quality['n']} test images.", *notes(run)]
     parts = [verdict(table), "", table_markdown(table), "", *(f"- {sentence}" for sentence in words)]
     io.write_text(run.path / "table.md", "\n".join(parts) + "\n")
@@ -162,9 +162,3 @@ def device_of(config: RunConfig) -> torch.device:
 def rewrite_config(path: Path, config: RunConfig) -> None:
     """Replace a run's settings before anything depends on the changed ones."""
     io.write_json(path / CONFIG, config.model_dump(mode="json"))
-
-
-def _quality(run: Run) -> dict:
-    if not (run.path / QUALITY).exists():
-        io.write_json(run.path / QUALITY, reconstruction_quality(run.field, run.data.test))
-    return io.read_json(run.path / QUALITY)
