@@ -201,6 +201,25 @@ class StudyConfig(Settings):
     steps: tuple[Positive, ...] = Field((250, 1000), description="Also from fields trained anew for fewer steps.")
 
 
+class ObjectiveStudyConfig(Settings):
+    """How the study of objectives asks: one field an objective, all else equal."""
+
+    objectives: tuple[Literal["full", "sparse_context", "token_dropout", "nested", "mixture"], ...] = Field(
+        ("full", "sparse_context", "token_dropout", "nested", "mixture"), min_length=1, description="Which objectives."
+    )
+    seeds: Positive = Field(1, description="Seeds of field and head.")
+    steps: Positive = Field(1000, description="Training steps of each field; all else is the run's.")
+    images: int = Field(256, ge=2, description="Test images whose components are measured, the first ones.")
+    size: tuple[Positive, Positive] | None = Field((16, 16), description="Height and width of maps; not set: images'.")
+    head: HeadConfig = Field(HeadConfig(pool="flatten"), description="The probe, on maps and on tokens.")
+    epochs: Positive = Field(20, description="Passes of the probe over the training features.")
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1e-4, 1e-3), min_length=1, description="Learning rates of the probe tried; validation chooses."
+    )
+    max_train: int | None = Field(5000, ge=1, description="Training images of the probe, a random subset of the run's.")
+    max_test: int | None = Field(None, ge=2, description="Test images of the probe, a random subset; all if not set.")
+
+
 class RunConfig(Settings):
     """A whole run: data, field, its training, its maps, the heads and baselines on them."""
 

@@ -60,7 +60,7 @@ def run_study(run: Run, config: StudyConfig, say: Callable[[str], None]) -> dict
         check_method(run.field, method)
     folder, rows = run.path / FOLDER, []
     keep_settings(folder, config.model_dump(mode="json"))
-    data = _subsets(run, config)
+    data = subsets(run, config.max_train, config.max_test)
     fields = {"trained": run.field} | {f"steps-{n}": _shorter(run, n, folder) for n in config.steps}
     for name, field in fields.items():
         _fill(run, name, field, data, folder, config)
@@ -117,13 +117,15 @@ def _entries(run: Run, config: StudyConfig) -> Iterator[Entry]:
         yield from (Entry(f"steps-{steps}", feature, "structured") for feature in ("solo", "tokens"))
 
 
-def _subsets(run: Run, config: StudyConfig) -> Data:
+def subsets(run: Run, max_train: int | None, max_test: int | None) -> Data:
+    """Return a run's data with at most so many random training and test images, always the same ones."""
+
     def some(images: ImageSet, limit: int | None, split: str) -> ImageSet:
         order = torch.randperm(len(images), generator=generator(run.config.seed, "study", split))
         return images.subset(order[: limit or len(images)].sort().values)
 
     data = run.data
-    train, test = some(data.train, config.max_train, "train"), some(data.test, config.max_test, "test")
+    train, test = some(data.train, max_train, "train"), some(data.test, max_test, "test")
     return Data(train, data.validation, test, data.name, data.notes)
 
 

@@ -1,0 +1,206 @@
+"""What does the objective that a field was trained by make of its tokens? `tdsm study objectives`.
+
+One field an objective and seed, of the run's own settings but for the objective: how well it reconstructs, from all
+tokens, a quarter of them and one, how its solo components stand to one another, and what a probe reads from them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean, stdev
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tdsm import io
+from tdsm.data import Data, ImageSet
+from tdsm.decomposition import decompose
+from tdsm.evaluate import Run, new_field
+from tdsm.extract import fill_store, fingerprint_of
+from tdsm.field import NeuralField
+from tdsm.frozen import Samples, fit_head, predict
+from tdsm.load import FIELD_FOLDER, load_field
+from tdsm.measures import effective_rank, redundancy
+from tdsm.metrics import psnr
+from tdsm.randomness import derive_seed
+from tdsm.runfolder import keep_settings
+from tdsm.select import select_tokens
+from tdsm.settings import MapConfig, ObjectiveStudyConfig, ObjectiveWeights, ProbeConfig, TrainConfig
+from tdsm.store import open_store
+from tdsm.study.features import token_features
+from tdsm.study.worth import subsets
+from tdsm.train import check_training, train_field
+
+FOLDER, SPLITS = "study-objectives", ("train", "validation", "test")
+FEATURES = ("solo", "tokens")
+COLUMNS = {
+    "psnr": "dB",
+    "psnr_quarter": "dB from a quarter",
+    "psnr_one": "dB from one",
+    "completeness_error": "solo adds up to",
+    "own_error": "own adds up to",
+    "redundancy": "redundancy",
+    "effective_rank": "effective rank",
+    "solo_accuracy": "probe of maps (%)",
+    "tokens_accuracy": "probe of tokens (%)",
+}
+
+
+def run_objectives(run: Run, config: ObjectiveStudyConfig, say: Callable[[str], None]) -> list[dict]:
+    """Train and measure one field an objective and seed, taking up what an earlier call left.
+
+    Raises:
+        UsageError: If results of other settings stand in the run folder, or an objective does not suit the field.
+    """
+    folder, rows = run.path / FOLDER, []
+    for name in config.objectives:
+        check_training(_start(run, name, 0), run.data.train, _training(run, name, config.steps))
+    kept = config.model_dump(mode="json", exclude={"objectives", "seeds"})  # more of these may come later
+    keep_settings(folder, kept)
+    data = subsets(run, config.max_train, config.max_test)
+    for name in config.objectives:
+        for seed in range(config.seeds):
+            file = folder / name / f"seed-{seed}" / "result.json"
+            if not file.exists():
+                io.write_json(file, _measure(run, name, seed, data, file.parent, config))
+            rows.append(io.read_json(file))
+            say(f"{name}, seed {seed}: " + ", ".join(f"{COLUMNS[key]} {_shown(key, rows[-1][key])}" for key in COLUMNS))
+    return rows
+
+
+def write_objectives(run: Path, rows: list[dict], config: ObjectiveStudyConfig) -> tuple[Path, str]:
+    """Write study-objectives.md and study-objectives.json into a run folder; return the former's path and its text."""
+    text = objectives_markdown(rows, config)
+    io.write_json(run / "study-objectives.json", {"settings": config.model_dump(mode="json"), "rows": rows})
+    io.write_text(run / "study-objectives.md", text)
+    return run / "study-objectives.md", text
+
+
+def objectives_markdown(rows: list[dict], config: ObjectiveStudyConfig) -> str:
+    """Write one line an objective, seeds averaged, with their standard deviation where there are several."""
+    names = list(dict.fromkeys(row["objective"] for row in rows))
+    lines = [["objective", *COLUMNS.values()], ["---"] * (1 + len(COLUMNS))]
+    lines += [_line(name, [row for row in rows if row["objective"] == name]) for name in names]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    first = rows[0]
+    return (
+        f"{table}\n\nMeans over {config.seeds} seeds of field and probe{', ± their deviation' * (config.seeds > 1)}; "
+        f"{config.steps} steps each. dB: PSNR on {first['psnr_images']} test images, from all {first['tokens']} "
+        "tokens, from every fourth, and from one, mean over tokens. Components are those of the first "
+        f"{first['images']} test images. Adds up to: ‖base + Σ I_k − reconstruction‖ / ‖reconstruction − base‖, of "
+        "solo decoding and of the decomposition made for it: additive with 3 points, or the mixture. Redundancy and "
+        f"effective rank: of the solo components. Probe: {config.head.pool} on the TDSM and on the tokens, "
+        f"{first['train_images']} training and {first['test_images']} test images, learning rate and epoch chosen on "
+        f"validation; one field's accuracy is uncertain by ± {100 * first['half_width']:.1f} points, the test images "
+        "being a sample.\n"
+    )
+
+
+def _line(name: str, rows: list[dict]) -> list[str]:
+    cells = [name]
+    for key in COLUMNS:
+        values = [row[key] for row in rows]
+        deviation = f" ± {_shown(key, stdev(values))}" if len(values) > 1 else ""
+        cells.append(_shown(key, fmean(values)) + deviation)
+    return cells
+
+
+def _shown(key: str, value: float) -> str:
+    if key.endswith("accuracy"):
+        return f"{100 * value:.1f}"
+    return f"{value:.2f}" if key.startswith("psnr") else f"{value:.2g}"
+
+
+def _training(run: Run, name: str, steps: int) -> TrainConfig:
+    weights = ObjectiveWeights.model_validate({"full": 0, name: 1})
+    return run.config.train.model_copy(update={"objectives": weights, "steps": steps})
+
+
+def _start(run: Run, name: str, seed: int) -> NeuralField:
+    config = run.field.config.model_copy(update={"has_masks": name == "mixture"})
+    return new_field(config, config.channels, derive_seed(run.config.seed, "objectives", seed))
+
+
+def _field(run: Run, name: str, seed: int, folder: Path, steps: int) -> NeuralField:
+    """Train the field of an objective, or take up the one that was."""
+    if not (folder / FIELD_FOLDER).is_dir():
+        field = _start(run, name, seed).to(run.device)
+        start = derive_seed(run.config.seed, "objectives", seed)
+        train_field(field, run.data, _training(run, name, steps), start, folder)
+        io.write_folder(folder / FIELD_FOLDER, field.write)
+    return load_field(folder).to(run.device)
+
+
+def _measure(run: Run, name: str, seed: int, data: Data, folder: Path, config: ObjectiveStudyConfig) -> dict:
+    field = _field(run, name, seed, folder, config.steps)
+    row = {"objective": name, "seed": seed, "tokens": field.config.num_tokens}
+    row |= _reconstruction(field, run.data.test) | _components(field, run.data.test, config.images)
+    for feature in FEATURES:
+        row |= _probe(run, field, feature, data, folder, seed, config)
+    return row
+
+
+@torch.no_grad()
+def _reconstruction(field: NeuralField, images: ImageSet) -> dict:
+    """Return the mean PSNR from all tokens and from every fourth."""
+    some = select_tokens(field.config.num_tokens, "stride:4")
+    ratios: dict[str, list[Tensor]] = {"psnr": [], "psnr_quarter": []}
+    for rows in torch.arange(len(images)).split(64):
+        tokens, target, size = _encoded(field, images, rows)
+        for key, part in (("psnr", tokens), ("psnr_quarter", tokens[:, some])):
+            ratios[key].append(psnr(target, field.decode(part, size=size)).cpu())
+    return {key: torch.cat(values).mean().item() for key, values in ratios.items()} | {"psnr_images": len(images)}
+
+
+@torch.no_grad()
+def _components(field: NeuralField, images: ImageSet, limit: int) -> dict:
+    """Measure the solo components of the first images, and whether the field's own decomposition adds up."""
+    own = "mixture" if field.config.has_masks else "additive"
+    values: dict[str, list[Tensor]] = {}
+    for rows in torch.arange(min(limit, len(images))).split(16):
+        tokens, target, size = _encoded(field, images, rows)
+        solo = decompose(field, tokens, size=size)
+        measured = {
+            "psnr_one": psnr(target[:, None].expand_as(solo.components).flatten(0, 1), solo.components.flatten(0, 1)),
+            "completeness_error": solo.completeness_error,
+            "own_error": decompose(field, tokens, size=size, method=own).completeness_error,
+            "redundancy": redundancy(solo.components),
+            "effective_rank": effective_rank(solo.components),
+        }
+        for key, value in measured.items():
+            values.setdefault(key, []).append(value.cpu())
+    return {key: torch.cat(parts).mean().item() for key, parts in values.items()} | {"images": min(limit, len(images))}
+
+
+def _encoded(
+    field: NeuralField, images: ImageSet, rows: Tensor
+) -> tuple[Tensor, Float[Tensor, "batch height width channels"], tuple[int, ...]]:
+    pixels = images.floats(rows).to(next(field.parameters()).device)
+    return field.encode(pixels), pixels.movedim(1, -1), tuple(pixels.shape[2:])
+
+
+def _probe(
+    run: Run, field: NeuralField, feature: str, data: Data, folder: Path, seed: int, config: ObjectiveStudyConfig
+) -> dict:
+    size, samples = config.size or tuple(data.test.images.shape[2:]), {}
+    for split in SPLITS:
+        images: ImageSet = getattr(data, split)
+        fingerprint = fingerprint_of(field, images, MapConfig(size=size), images.floats([0]))
+        store = folder / "features" / split
+        fill_store(
+            store, images, lambda pixels, ids: token_features(field, pixels.to(run.device), size), fingerprint, 32
+        )
+        samples[split] = Samples(open_store([store], len(images), feature), images.labels)
+    probe, classes = ProbeConfig(epochs=config.epochs, learning_rates=config.learning_rates), len(data.train.classes)
+    start = derive_seed(run.config.seed, "objectives", seed)
+    choice = fit_head(config.head, samples["train"], samples["validation"], classes, probe, start, run.device)
+    assert choice.classifier is not None
+    accuracy = (predict(choice.classifier, samples["test"].features, run.device) == data.test.labels).double().mean()
+    half_width = 1.96 * (accuracy * (1 - accuracy) / len(data.test)).sqrt()
+    return {
+        f"{feature}_accuracy": accuracy.item(),
+        f"{feature}_validation": choice.accuracy,
+        "half_width": half_width.item(),
+        "train_images": len(data.train),
+        "test_images": len(data.test),
+    }

@@ -1,0 +1,109 @@
+import json
+
+import pytest
+import torch
+
+from tdsm.decomposition import decompose
+from tdsm.errors import UsageError
+from tdsm.load import load_field
+from tdsm.metrics import psnr
+from tdsm.settings import ObjectiveStudyConfig
+from tdsm.stages import finished
+from tdsm.study import objectives as module
+from tdsm.study.objectives import COLUMNS, objectives_markdown, run_objectives
+from tests.pipeline import content, demo, digits, tdsm
+
+TINY = {"steps": 5, "images": 6, "size": (4, 4), "epochs": 1, "learning_rates": (1e-2,), "max_train": 40}
+SMALL = ObjectiveStudyConfig.model_validate(TINY | {"seeds": 2, "objectives": ("full", "mixture", "nested")})
+
+
+def silent(words):
+    pass
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return finished(demo(tmp_path_factory.mktemp("demo") / "run"), digits())
+
+
+@pytest.fixture(scope="module")
+def rows(run):
+    return run_objectives(run, SMALL, silent)
+
+
+def test_every_objective_is_measured_for_every_seed(rows):
+    asked = [(name, seed) for name in ("full", "mixture", "nested") for seed in (0, 1)]
+    assert [(row["objective"], row["seed"]) for row in rows] == asked
+    assert len({row["psnr"] for row in rows}) == len(rows), "each its own field"
+    assert all(row["images"] == 6 and row["psnr_images"] == 60 and row["train_images"] == 40 for row in rows)
+
+
+def test_fields_differ_in_the_objective_alone(run, rows):
+    for name in ("full", "mixture", "nested"):
+        field = load_field(run.path / module.FOLDER / name / "seed-0")
+        assert field.config == run.field.config.model_copy(update={"has_masks": name == "mixture"})
+        training = module._training(run, name, 5)
+        assert {key for key, weight in training.objectives if weight} == {name}
+        assert training.model_copy(update={"objectives": run.config.train.objectives, "steps": 8}) == run.config.train
+
+
+def test_the_numbers_are_those_of_the_field(run, rows):
+    row = next(row for row in rows if row["objective"] == "full")
+    field, images = load_field(run.path / module.FOLDER / "full" / "seed-0"), digits().test.floats(torch.arange(6))
+    target = images.movedim(1, -1)
+    with torch.no_grad():
+        tokens = field.encode(images)
+        solo = decompose(field, tokens, size=(8, 8))
+        alone = torch.stack([psnr(target, solo.components[:, k]) for k in range(4)])
+        everything = digits().test.floats(torch.arange(60))
+        quarter = psnr(everything.movedim(1, -1), field.decode(field.encode(everything)[:, [0]], size=(8, 8)))
+    assert row["psnr_one"] == pytest.approx(alone.mean().item(), rel=1e-5)
+    assert row["psnr_quarter"] == pytest.approx(quarter.mean().item(), rel=1e-5)
+    assert row["completeness_error"] == pytest.approx(solo.completeness_error.mean().item(), rel=1e-4)
+
+
+def test_a_mixture_adds_up_by_construction(rows):
+    assert all(row["own_error"] < 1e-5 for row in rows if row["objective"] == "mixture")
+
+
+def test_what_was_measured_is_not_measured_again(run, rows, monkeypatch):
+    before = content(run.path / module.FOLDER)
+    monkeypatch.setattr(module, "_measure", None)
+    assert run_objectives(run, SMALL, silent) == rows
+    assert content(run.path / module.FOLDER) == before
+
+
+def test_more_seeds_and_objectives_may_come_later_but_other_settings_not(run, rows):
+    one = SMALL.model_copy(update={"seeds": 1, "objectives": ("nested",)})
+    assert run_objectives(run, one, silent) == [row for row in rows if (row["objective"], row["seed"]) == ("nested", 0)]
+    with pytest.raises(UsageError, match="started with other settings: steps: 5 -> 6"):
+        run_objectives(run, SMALL.model_copy(update={"steps": 6}), silent)
+
+
+def test_the_table_has_means_and_deviations(rows):
+    text = objectives_markdown(rows, SMALL)
+    nested = [row["psnr"] for row in rows if row["objective"] == "nested"]
+    line = next(line for line in text.splitlines() if line.startswith("| nested"))
+    assert f"| {sum(nested) / 2:.2f} ± {abs(nested[0] - nested[1]) / 2**0.5:.2f} |" in line
+    assert all(f"| {title} |" in text for title in COLUMNS.values())
+    one = [row for row in rows if row["seed"] == 0]
+    assert "±" not in objectives_markdown(one, SMALL.model_copy(update={"seeds": 1})).splitlines()[2]
+
+
+def test_the_command_writes_the_table(tmp_path, capsys):
+    path = demo(tmp_path / "run")
+    options = ["--steps", 2, "--images", 4, "--size", 4, 4, "--epochs", 1, "--max-train", 40, "--objectives", "full"]
+    assert tdsm("study", "objectives", path, *options) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{path}/study-objectives.md\n"
+    assert (path / "study-objectives.md").read_text() in captured.err
+    kept = json.loads((path / "study-objectives.json").read_text())
+    assert kept["settings"]["steps"] == 2
+    assert [row["objective"] for row in kept["rows"]] == ["full"]
+
+
+def test_studies_are_listed_and_a_wrong_name_is_an_error(capsys):
+    assert tdsm("study", "--help") == tdsm("study") == 0
+    assert "objectives" in capsys.readouterr().out
+    assert tdsm("study", "objectivs", "runs/none") == 2
+    assert "unknown study 'objectivs', expected one of worth, objectives" in capsys.readouterr().err
