@@ -10,10 +10,10 @@ from tdsm.data import DataConfig, load_data
 from tdsm.errors import UsageError
 from tdsm.evaluate import new_field
 from tdsm.field import NeuralField
-from tdsm.objectives import OBJECTIVES, check_objectives, draw_sizes, full, sparse_context, training_loss
+from tdsm.objectives import OBJECTIVES, Draws, check_objectives, draw_sizes, full, sparse_context, training_loss
 from tdsm.randomness import generator
 from tdsm.settings import FieldConfig, ObjectiveWeights, TrainConfig
-from tdsm.train import train_step
+from tdsm.train import StepLoss, train_step
 from tests.conftest import SMALL
 from tests.pipeline import tdsm, tiny, write_yaml
 
@@ -38,6 +38,10 @@ def some_images(count: int = 4) -> torch.Tensor:
     return torch.rand(count, 3, *SIZE) * 2 - 1
 
 
+def draws(seed, images=4):
+    return Draws(generator(seed), images, slice(None))
+
+
 # ---------------------------------------------------------------- every objective
 
 
@@ -48,22 +52,33 @@ def test_weights_have_the_names_of_the_dictionary():
 @pytest.mark.parametrize("queries", [None, 7])
 def test_a_loss_is_finite_and_a_function_of_its_generator(name, queries):
     field, images, config = field_for(name), some_images(), only(name, num_queries=queries)
-    loss = OBJECTIVES[name](field, images, config, generator(1))
+    loss = OBJECTIVES[name](field, images, config, draws(1))
     assert loss.shape == ()
     assert loss.isfinite()
-    assert torch.equal(loss, OBJECTIVES[name](field, images, config, generator(1)))
+    assert torch.equal(loss, OBJECTIVES[name](field, images, config, draws(1)))
     is_drawn = queries is not None or name not in ("full", "mixture")
-    assert torch.equal(loss, OBJECTIVES[name](field, images, config, generator(2))) != is_drawn
+    assert torch.equal(loss, OBJECTIVES[name](field, images, config, draws(2))) != is_drawn
 
 
-def test_gradients_reach_every_weight_that_decodes(name):
-    """A mixture attends to single tokens only, where queries and keys drop out; everything else is trained."""
+def test_gradients_reach_every_weight_that_is_trained(name):
+    """A mixture attends to single tokens only, where queries and keys drop out: these are not trained."""
     field = field_for(name)
-    OBJECTIVES[name](field, some_images(), only(name), generator(1)).backward()
-    unused = {"decoder_attention.to_q.weight", "decoder_attention.norm.weight", "decoder_attention.norm.bias"}
+    OBJECTIVES[name](field, some_images(), only(name), draws(1)).backward()
     got = {n for n, p in field.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert got == {n for n, p in field.named_parameters() if p.requires_grad} - (unused if name == "mixture" else set())
+    assert got == {n for n, p in field.named_parameters() if p.requires_grad}
+    unused = {"decoder_attention.to_q.weight", "decoder_attention.norm.weight", "decoder_attention.norm.bias"}
+    frozen = {n for n, p in field.named_parameters() if not p.requires_grad and "latents" not in n}
+    assert frozen == (unused if name == "mixture" else set())
     assert all(p.grad.isfinite().all() for p in field.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("queries", [None, 7])
+def test_parts_of_a_batch_add_up_to_it(name, queries):
+    field, images, config = field_for(name), some_images(), only(name, num_queries=queries)
+    whole = training_loss(field, images, config, 7, 3)
+    rows = [slice(0, 1), slice(1, 3), slice(3, 4)]
+    parts = [len(images[r]) / 4 * training_loss(field, images[r], config, 7, 3, of=4, rows=r) for r in rows]
+    torch.testing.assert_close(torch.stack(parts).sum(), whole)
 
 
 def test_a_loss_falls_in_thirty_steps(name):
@@ -71,7 +86,8 @@ def test_a_loss_falls_in_thirty_steps(name):
     config = only(name, steps=30, batch_size=16, warmup_steps=3, learning_rate=1e-2)
     field = new_field(tiny(field__has_masks=name == "mixture", field__fourier_scale=0.5).field, 1, 0)
     optimizer = torch.optim.AdamW([p for p in field.parameters() if p.requires_grad])
-    losses = [train_step(field, optimizer, images, config, 0, step) for step in range(30)]
+    loss = StepLoss(field, config, 0)
+    losses = [train_step(loss, optimizer, images, config, 0, step) for step in range(30)]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
@@ -92,7 +108,7 @@ def test_full_is_the_mean_squared_error(queries):
     tokens = field.encode(images)
     points = torch.randperm(60, generator=generator(1))[:7].tolist() if queries == 7 else range(60)
     expected = torch.stack([error(field, images, tokens, b, list(range(5)), points) for b in range(4)]).mean()
-    torch.testing.assert_close(full(field, images, only("full", num_queries=queries), generator(1)), expected)
+    torch.testing.assert_close(full(field, images, only("full", num_queries=queries), draws(1)), expected)
 
 
 @pytest.mark.parametrize(("fraction", "kept"), [(0.25, 15), (0.001, 1), (1.0, 60)])
@@ -102,7 +118,7 @@ def test_sparse_context_decodes_everything_from_a_share(fraction, kept):
     assert len({frozenset(row) for row in keep.tolist()}) == (1 if kept == 60 else 4)
     tokens = torch.cat([field.encode(images[b : b + 1], keep[b]) for b in range(4)])
     expected = torch.stack([error(field, images, tokens, b, list(range(5)), range(60)) for b in range(4)]).mean()
-    actual = sparse_context(field, images, only("sparse_context", context_fraction=fraction), generator(1))
+    actual = sparse_context(field, images, only("sparse_context", context_fraction=fraction), draws(1))
     torch.testing.assert_close(actual, expected)
 
 
@@ -111,7 +127,7 @@ def test_a_share_is_drawn_between_its_bounds(monkeypatch):
     whole = field.encode
     monkeypatch.setattr(field, "encode", lambda images, keep: seen.append(keep.shape[1]) or whole(images, keep))
     for seed in range(40):
-        sparse_context(field, some_images(1), only("sparse_context", context_fraction=(0.2, 0.5)), generator(seed))
+        sparse_context(field, some_images(1), only("sparse_context", context_fraction=(0.2, 0.5)), draws(seed, 1))
     assert 12 <= min(seen) < 15
     assert 27 < max(seen) <= 30
 
@@ -124,10 +140,10 @@ def test_subsets_of_tokens_are_decoded_alone(name, sizes, masked):
     field, images, config = field_for(name, has_masks=masked), some_images(), only(name, subset_sizes=sizes)
     tokens, random = field.encode(images), generator(1)
     order = torch.rand(4, 5, generator=random).argsort(1) if name == "token_dropout" else torch.arange(5).expand(4, 5)
-    counts = draw_sizes(4, 5, config, random).tolist()
+    counts = draw_sizes(torch.rand(4, generator=random), 5, config).tolist()
     assert len(set(counts)) > 1
     errors = [error(field, images, tokens, b, order[b, : counts[b]].tolist(), range(60)) for b in range(4)]
-    torch.testing.assert_close(OBJECTIVES[name](field, images, config, generator(1)), torch.stack(errors).mean())
+    torch.testing.assert_close(OBJECTIVES[name](field, images, config, draws(1)), torch.stack(errors).mean())
 
 
 def test_a_mixture_weighs_pictures_of_single_tokens():
@@ -143,13 +159,14 @@ def test_a_mixture_weighs_pictures_of_single_tokens():
             share = field.to_mask(y).exp() / field.to_mask(y).exp().sum()
             mixed[b, p] = (share * field.to_channels(y)).sum(0)
     expected = (mixed - images.flatten(2).mT).square().mean()
-    torch.testing.assert_close(OBJECTIVES["mixture"](field, images, only("mixture"), generator(1)), expected)
+    torch.testing.assert_close(OBJECTIVES["mixture"](field, images, only("mixture"), draws(1)), expected)
 
 
 def test_sizes_run_from_one_to_all():
-    draws = {s: draw_sizes(30000, 6, only("nested", subset_sizes=s), generator(1)) for s in ("uniform", "log_uniform")}
-    shares = {kind: draw.bincount(minlength=7)[1:] / 30000 for kind, draw in draws.items()}
-    assert all(draw.min() == 1 and draw.max() == 6 for draw in draws.values())
+    uniform = torch.rand(30000, generator=generator(1))
+    drawn = {kind: draw_sizes(uniform, 6, only("nested", subset_sizes=kind)) for kind in ("uniform", "log_uniform")}
+    shares = {kind: sizes.bincount(minlength=7)[1:] / 30000 for kind, sizes in drawn.items()}
+    assert all(sizes.min() == 1 and sizes.max() == 6 for sizes in drawn.values())
     torch.testing.assert_close(shares["uniform"], torch.full((6,), 1 / 6), rtol=0, atol=0.01)
     expected = torch.tensor([math.log((n + 1) / n) / math.log(7) for n in range(1, 7)])
     torch.testing.assert_close(shares["log_uniform"], expected, rtol=0, atol=0.01)
@@ -192,7 +209,7 @@ def test_what_cannot_be_meant_is_said(settings, words):
 
 def test_a_mixture_of_a_field_without_masks_is_refused():
     with pytest.raises(UsageError, match="needs a field with masks"):
-        OBJECTIVES["mixture"](field_for("full"), some_images(), only("full"), generator(1))
+        OBJECTIVES["mixture"](field_for("full"), some_images(), only("full"), draws(1))
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tdsm import io
 from tdsm import train as module
 from tdsm.coords import grid
 from tdsm.data import Data
-from tdsm.errors import CheckpointError, DataError, NonFiniteError
+from tdsm.errors import CheckpointError, DataError, NonFiniteError, UsageError
 from tdsm.evaluate import new_field
 from tdsm.field import NeuralField
 from tdsm.metrics import psnr
@@ -330,14 +331,83 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, number):
     assert history(tmp_path / "run") == history(tmp_path / "whole")
 
 
+# ---------------------------------------------------------------- the same step, otherwise done
+
+
+def test_parts_taken_one_after_another_make_the_same_step(tmp_path):
+    whole, entries = train(tmp_path / "whole", **MIXED)
+    parts, again = train(tmp_path / "parts", **MIXED, train__accumulate=3)
+    assert [entry["loss"] for entry in again] == pytest.approx([entry["loss"] for entry in entries], rel=1e-6)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, rtol=0, atol=1e-5)
+
+
+def test_a_batch_of_too_many_parts_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="batch of 16 images cannot be cut into 17 parts"):
+        train(tmp_path, train__accumulate=17)
+
+
+def test_bfloat16_rounds_the_step_and_keeps_the_weights_whole(tmp_path):
+    _, entries = train(tmp_path / "whole")
+    rounded, again = train(tmp_path / "rounded", train__precision="bfloat16")
+    losses, others = [[entry["loss"] for entry in history] for history in (entries, again)]
+    assert losses != others
+    assert others == pytest.approx(losses, rel=0.02)
+    assert all(value.dtype == torch.float32 for value in rounded.state_dict().values())
+
+
+WITH_BACKEND = """
+import sys, torch
+from tdsm.cli import run_command
+whole = torch.nn.Module.compile
+def compile(self, **options):
+    print(type(self).__name__, file=sys.stderr)
+    whole(self, backend=sys.argv[1])
+torch.nn.Module.compile = compile
+sys.exit(run_command(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_blocks_take_the_same_steps(tmp_path, uninterrupted, backend):
+    """In a process of its own: the tests' type checks cannot be traced."""
+    config, run = write_yaml(tmp_path / "tiny.yaml"), tmp_path / "run"
+    command = [
+        sys.executable,
+        "-c",
+        WITH_BACKEND,
+        backend,
+        "train",
+        "--config",
+        config,
+        "--run",
+        run,
+        "--train.compile",
+    ]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = [word for word in done.stderr.splitlines() if word in ("EncoderBlock", "ProcessorBlock", "Attention")]
+    assert names == ["EncoderBlock", "ProcessorBlock", "Attention"]
+    assert [loss for _, loss, _ in history(run)] == pytest.approx(
+        [loss for _, loss, _ in history(uninterrupted)], rel=1e-5
+    )
+    files = [run / "field" / "model.safetensors" for run in (run, uninterrupted)]
+    assert io.read_tensors(files[0]).keys() == io.read_tensors(files[1]).keys()
+
+
+def test_the_history_has_the_speed(tmp_path):
+    _, entries = train(tmp_path)
+    assert all(entry["images_per_second"] > 0 and "mfu" not in entry for entry in entries)
+
+
 # ---------------------------------------------------------------- numbers that are none
 
 
-def nan_loss(field, *_):
+def nan_loss(field, *_, **__):
     return field.to_channels.weight.sum() * math.nan
 
 
-def infinite_gradient(field, *_):
+def infinite_gradient(field, *_, **__):
     return (field.to_channels.weight * 0).sum().abs().sqrt()
 
 
@@ -345,9 +415,9 @@ def infinite_gradient(field, *_):
 def test_a_number_that_is_none_stops_the_run_before_a_checkpoint(tmp_path, monkeypatch, capsys, broken, name):
     whole, calls = module.training_loss, []
 
-    def loss(*arguments):
+    def loss(*arguments, **options):
         calls.append(1)
-        return broken(*arguments) if len(calls) == 6 else whole(*arguments)
+        return broken(*arguments) if len(calls) == 6 else whole(*arguments, **options)
 
     monkeypatch.setattr(module, "training_loss", loss)
     assert tdsm("train", "--config", write_yaml(tmp_path / "tiny.yaml"), "--run", tmp_path / "run") == 6

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -161,9 +162,12 @@ def demo(arguments: list[str]) -> None:
     command = _parse_run("demo", arguments, default_preset="digits")
     if command is None:
         return
-    from tdsm import stages
+    from tdsm import processes, stages
 
-    run = _train(command)
+    with processes.joined():
+        run, is_first = _train(command), processes.is_first()
+    if not is_first:
+        return
     stages.classify(run, say=_say)
     stages.evaluate(run, say=_say)
     print(stages.report(run))
@@ -174,11 +178,13 @@ def train(arguments: list[str]) -> None:
     command = _parse_run("train", arguments, default_preset=None)
     if command is None:
         return
-    from tdsm import stages
+    from tdsm import processes, stages
 
-    run = _train(command)
-    _say(f"validation PSNR {stages.validation_psnr(run):.2f} dB")
-    print(run.path)
+    with processes.joined():
+        run = _train(command)
+        if processes.is_first():
+            _say(f"validation PSNR {stages.validation_psnr(run):.2f} dB")
+            print(run.path)
 
 
 def classify(arguments: list[str]) -> None:
@@ -325,12 +331,16 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "bench": bench,
 }
 
+SHARED = ("demo", "train")  # verbs whose work several processes share out
+
 
 def _verb(name: str) -> Callable[[list[str]], None]:
     if name not in VERBS:
         near = difflib.get_close_matches(name, VERBS, n=1)
         hint = f"perhaps you meant {near[0]}" if near else f"expected one of {', '.join(VERBS)}"
         raise UsageError(f"unknown verb {name!r}, {hint}. See tdsm --help.")
+    if name not in SHARED and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(f"{name} runs in one process, {' and '.join(SHARED)} in several. Start it without torchrun.")
     return VERBS[name]
 
 
@@ -373,14 +383,14 @@ def _without_rows(config: RunConfig) -> dict:
 
 def _train(command: RunCommand) -> Any:
     """Load the data, make or take up the run folder once all settings are known to be usable, and train."""
-    from tdsm import stages
+    from tdsm import processes, stages
 
     if command.resume and command.run is None:
         raise UsageError("--resume needs --run: name the folder of the run to continue.")
     config = command.settings()
     data = stages.load(config)
     stages.check(config, data)
-    return stages.train(_run_folder(command, config), data)
+    return stages.train(Path(processes.from_first(lambda: str(_run_folder(command, config)))), data)
 
 
 def _run_folder(command: RunCommand, config: RunConfig) -> Path:

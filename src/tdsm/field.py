@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from huggingface_hub import ModelHubMixin
 from jaxtyping import Float, Int
@@ -127,7 +128,9 @@ class NeuralField(
                     "field: has_masks needs has_query_residual and has_decoder_feedforward too: without them a token "
                     "that stands alone cannot say where."
                 )
-            self.to_mask = nn.Linear(width, 1)
+            self.to_mask = nn.Linear(width, 1, bias=False)  # a softmax over tokens would not see it
+            for unused in (self.decoder_attention.norm, self.decoder_attention.to_q):  # a lone token needs no query
+                unused.requires_grad_(False)
 
     def encode(
         self,
@@ -236,11 +239,10 @@ class NeuralField(
         readout = self.gated_readout()
         if readout is None or not self.config.has_masks:
             return None
-        layers = (self.to_channels, self.to_mask)
         return replace(
             readout,
-            channel_weight=torch.cat([layer.weight for layer in layers]),
-            channel_bias=torch.cat([layer.bias for layer in layers]),
+            channel_weight=torch.cat([readout.channel_weight, self.to_mask.weight]),
+            channel_bias=F.pad(readout.channel_bias, (0, 1)),
         )
 
     def reconstruct(self, queries: Tensor, tokens: Tensor) -> Float[Tensor, "batch points channels"]:

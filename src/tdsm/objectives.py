@@ -1,4 +1,4 @@
-"""What a field's training descends: objectives, each a pure function of field, images, settings and a generator.
+"""What a field's training descends: objectives, each a pure function of field, images, settings and draws.
 
     loss = Σ_o weight_o · objective_o,      weights from `train.objectives`
 
@@ -7,6 +7,7 @@ points and channels; the points are all of the grid, or `num_queries` random one
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -20,10 +21,25 @@ from tdsm.randomness import generator
 from tdsm.settings import TrainConfig
 
 Images = Float[Tensor, "batch channels height width"]
-Objective = Callable[[NeuralField, Images, TrainConfig, torch.Generator], Float[Tensor, ""]]
 
 
-def full(field: NeuralField, images: Images, config: TrainConfig, random: torch.Generator) -> Float[Tensor, ""]:
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of a step: made for the whole batch, so that sharing it out cannot change them."""
+
+    generator: torch.Generator
+    images: int  # of the whole batch
+    rows: slice  # those at hand
+
+    def per_image(self, *shape: int) -> Float[Tensor, "batch *shape"]:
+        """Draw uniform numbers in [0, 1) for each image at hand."""
+        return torch.rand(self.images, *shape, generator=self.generator)[self.rows]
+
+
+Objective = Callable[[NeuralField, Images, TrainConfig, Draws], Float[Tensor, ""]]
+
+
+def full(field: NeuralField, images: Images, config: TrainConfig, random: Draws) -> Float[Tensor, ""]:
     """Reconstruct from all pixels and all tokens, the published way.
 
     mean (decode(q, encode(x)) − x(q))²
@@ -32,9 +48,7 @@ def full(field: NeuralField, images: Images, config: TrainConfig, random: torch.
     return (field.decode(field.encode(images), coords=coords) - target).square().mean()
 
 
-def sparse_context(
-    field: NeuralField, images: Images, config: TrainConfig, random: torch.Generator
-) -> Float[Tensor, ""]:
+def sparse_context(field: NeuralField, images: Images, config: TrainConfig, random: Draws) -> Float[Tensor, ""]:
     """Reconstruct everything from a random share of the pixels, each image its own (masked training).
 
         mean (decode(q, encode(x_S)) − x(q))²,     |S| = max(1, round(share · pixels))
@@ -43,14 +57,12 @@ def sparse_context(
     """
     num_pixels = images.shape[2:].numel()
     count = max(1, round(_draw_share(config, random) * num_pixels))
-    keep = torch.rand(images.shape[0], num_pixels, generator=random).topk(count).indices.to(images.device)
+    keep = random.per_image(num_pixels).topk(count).indices.to(images.device)
     coords, target = _draw_points(images, config, random)
     return (field.decode(field.encode(images, keep), coords=coords) - target).square().mean()
 
 
-def token_dropout(
-    field: NeuralField, images: Images, config: TrainConfig, random: torch.Generator
-) -> Float[Tensor, ""]:
+def token_dropout(field: NeuralField, images: Images, config: TrainConfig, random: Draws) -> Float[Tensor, ""]:
     """Reconstruct from a random subset of the tokens, single ones included, so that a lone token is nothing new.
 
         mean (decode(q, {z_k : k ∈ S}) − x(q))²,     S uniform among the subsets of size n
@@ -58,11 +70,11 @@ def token_dropout(
     Each image draws its own n in 1..K, as `subset_sizes` says, and its own S.
     """
     tokens = field.encode(images)
-    order = torch.rand(tokens.shape[:2], generator=random).argsort(dim=1).to(images.device)
+    order = random.per_image(tokens.shape[1]).argsort(dim=1).to(images.device)
     return _from_first_tokens(field, tokens.take_along_dim(order[..., None], dim=1), images, config, random)
 
 
-def nested(field: NeuralField, images: Images, config: TrainConfig, random: torch.Generator) -> Float[Tensor, ""]:
+def nested(field: NeuralField, images: Images, config: TrainConfig, random: Draws) -> Float[Tensor, ""]:
     """Reconstruct from the first n tokens, which orders the tokens by what they are worth.
 
         mean (decode(q, {z_1, …, z_n}) − x(q))²
@@ -72,7 +84,7 @@ def nested(field: NeuralField, images: Images, config: TrainConfig, random: torc
     return _from_first_tokens(field, field.encode(images), images, config, random)
 
 
-def mixture(field: NeuralField, images: Images, config: TrainConfig, random: torch.Generator) -> Float[Tensor, ""]:
+def mixture(field: NeuralField, images: Images, config: TrainConfig, random: Draws) -> Float[Tensor, ""]:
     """Reconstruct as a mixture of every token's solo picture, each cut out by a mask of its own.
 
         mean (Σ_k softmax_k(m_k(q)) I_k(q) − x(q))²
@@ -92,13 +104,22 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def training_loss(field: NeuralField, images: Images, config: TrainConfig, seed: int, step: int) -> Float[Tensor, ""]:
-    """Return the weighted sum of a step's objectives.
+def training_loss(
+    field: NeuralField,
+    images: Images,
+    config: TrainConfig,
+    seed: int,
+    step: int,
+    *,
+    of: int | None = None,
+    rows: slice = slice(None),
+) -> Float[Tensor, ""]:
+    """Return the weighted sum of a step's objectives; of a part of its batch, when `images` are `rows` of `of` images.
 
     Each draws from the step's own start, so what it draws does not depend on what stands beside it.
     """
     losses = [
-        weight * OBJECTIVES[name](field, images, config, generator(seed, "step", step))
+        weight * OBJECTIVES[name](field, images, config, Draws(generator(seed, "step", step), of or len(images), rows))
         for name, weight in config.objectives
         if weight
     ]
@@ -131,26 +152,28 @@ def _check_masks(field: NeuralField) -> None:
 
 
 def _draw_points(
-    images: Images, config: TrainConfig, random: torch.Generator
+    images: Images, config: TrainConfig, random: Draws
 ) -> tuple[Float[Tensor, "points axes"], Float[Tensor, "batch points channels"]]:
     """Return the points to decode, all or some, and the images' colours there."""
     coords, target = grid(images.shape[2:], device=images.device), rearrange(images, "b c h w -> b (h w) c")
     if config.num_queries is None or config.num_queries >= len(coords):
         return coords, target
-    points = torch.randperm(len(coords), generator=random)[: config.num_queries].to(images.device)
+    points = torch.randperm(len(coords), generator=random.generator)[: config.num_queries].to(images.device)
     return coords[points], target[:, points]
 
 
-def _draw_share(config: TrainConfig, random: torch.Generator) -> float:
+def _draw_share(config: TrainConfig, random: Draws) -> float:
     share = config.context_fraction
     if not isinstance(share, tuple):
         return share
-    return share[0] + (share[1] - share[0]) * torch.rand((), generator=random).item()
+    return share[0] + (share[1] - share[0]) * torch.rand((), generator=random.generator).item()
 
 
-def draw_sizes(count: int, most: int, config: TrainConfig, random: torch.Generator) -> Int[Tensor, " count"]:
-    """Draw sizes in 1..most: each alike, or each order of magnitude alike, P(n) = log((n + 1) / n) / log(most + 1)."""
-    uniform = torch.rand(count, generator=random)
+def draw_sizes(uniform: Float[Tensor, " count"], most: int, config: TrainConfig) -> Int[Tensor, " count"]:
+    """Map uniform numbers to sizes in 1..most, each size or each order of magnitude alike.
+
+    The latter: P(n) = log((n + 1) / n) / log(most + 1).
+    """
     sizes = 1 + most * uniform if config.subset_sizes == "uniform" else (most + 1) ** uniform
     return sizes.long().clamp(max=most)
 
@@ -160,10 +183,10 @@ def _from_first_tokens(
     tokens: Float[Tensor, "batch tokens token_width"],
     images: Images,
     config: TrainConfig,
-    random: torch.Generator,
+    random: Draws,
 ) -> Float[Tensor, ""]:
     """Reconstruct each image from its first n tokens, n drawn; images of the same n are decoded together."""
-    sizes = draw_sizes(len(images), tokens.shape[1], config, random)
+    sizes = draw_sizes(random.per_image(), tokens.shape[1], config)
     coords, target = _draw_points(images, config, random)
     errors = []
     for size in sizes.unique().tolist():

@@ -10,20 +10,21 @@ LINE_SECONDS = 10.0
 
 
 class Progress:
-    """Show how far a piece of work has come; use as a context manager.
+    """Show how far a piece of work has come, unless `quiet`; use as a context manager.
 
     >>> with Progress("decoding", total=2) as progress:
     ...     progress.advance(2, note="loss 0.1")
     """
 
-    def __init__(self, description: str, total: int, done: int = 0, unit: str = "it"):
+    def __init__(self, description: str, total: int, done: int = 0, unit: str = "it", quiet: bool = False):
         self.description, self.total, self.done, self.unit = description, total, done, unit
         self.started, self.start_done, self.note = time.monotonic(), done, ""
         self.last_line, self.last_done = self.started, -1
+        self.quiet = quiet
         self.bar: Any = None
 
     def __enter__(self) -> "Progress":
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self.quiet:
             self.bar = _bar()
             self.bar.start()
             self.task = self.bar.add_task(self.description, total=self.total, completed=self.done, rate="", note="")
@@ -49,6 +50,8 @@ class Progress:
         return f"{(self.done - self.start_done) / max(elapsed, 1e-9):.3g} {self.unit}/s"
 
     def _line(self) -> None:
+        if self.quiet:
+            return
         self.last_line, self.last_done = time.monotonic(), self.done
         elapsed = self.last_line - self.started
         left = elapsed / max(self.done - self.start_done, 1) * (self.total - self.done)

@@ -85,7 +85,10 @@ class TrainConfig(Settings):
     """How a field is trained to reconstruct."""
 
     steps: int = Field(3000, ge=0, description="Optimizer steps; 0 keeps the field as it starts.")
-    batch_size: Positive = Field(64, description="Images a step.")
+    batch_size: Positive = Field(64, description="Images a step, over all processes.")
+    accumulate: Positive = Field(1, description="Parts a process takes its share of a batch in; saves memory.")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 runs steps under autocast.")
+    compile: bool = Field(False, description="Compile the field's blocks by torch.compile: minutes first, then faster.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak of the learning rate (AdamW, warm-up, then cosine).")
     warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tdsm import io
+from tdsm import io, processes
 from tdsm.data import Data, load_data
 from tdsm.data.augment import augment
 from tdsm.decomposition import check_method
@@ -54,8 +54,9 @@ def train(path: Path, data: Data) -> Run:
         return finished(path, data)
     field = initial_field(config, data.train.images.shape[1]).to(device_of(config))
     history = train_field(field, data, config.train, config.seed, path)
-    io.write_json(path / HISTORY, history)
-    io.write_folder(path / FIELD_FOLDER, field.write)
+    if processes.is_first():
+        io.write_json(path / HISTORY, history)
+        io.write_folder(path / FIELD_FOLDER, field.write)
     return Run(path, config, data, field.eval())
 
 
@@ -150,7 +151,7 @@ def device_of(config: RunConfig) -> torch.device:
     """Resolve a run's device; raise an error when it is not there."""
     name = config.device
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(f"cuda:{processes.local_rank()}" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise UsageError(f"--device {name}: unknown, expected auto, cpu, cuda or cuda:N.")
     device = torch.device(name)

@@ -9,17 +9,19 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from tdsm import processes
 from tdsm.data import Data, ImageSet
 from tdsm.data.augment import augment
-from tdsm.errors import DataError, NonFiniteError
+from tdsm.errors import DataError, NonFiniteError, UsageError
 from tdsm.field import NeuralField
 from tdsm.metrics import psnr
 from tdsm.objectives import check_objectives, training_loss
@@ -27,16 +29,19 @@ from tdsm.progress import Progress
 from tdsm.randomness import generator
 from tdsm.runfolder import latest_checkpoint, save_checkpoint
 from tdsm.settings import TrainConfig
+from tdsm.throughput import Throughput, flops_of_image, peak_flops
 from tdsm.trainstate import read_state, write_state
 
 
 def train_field(field: NeuralField, data: Data, config: TrainConfig, seed: int, run: Path) -> list[dict]:
     """Train a field in place by reconstruction, with checkpoints in `run`; take up the newest one there.
 
-    Each step descends the weighted objectives of a batch by AdamW, with warm-up, a cosine and clipping.
+    Each step descends the weighted objectives of a batch by AdamW, with warm-up, a cosine and clipping. Processes that
+    have joined share every batch; `run` must be a folder that all of them see.
 
     Returns:
-        The history: dictionaries of step, loss, seconds and, where it was measured, validation psnr in dB.
+        The history: dictionaries of step, loss, seconds, validation psnr in dB, images_per_second and, on a device
+        whose peak is known, mfu: the share of it.
 
     Raises:
         DataError: If the training set is smaller than a batch.
@@ -51,29 +56,74 @@ def train_field(field: NeuralField, data: Data, config: TrainConfig, seed: int, 
     if (checkpoint := latest_checkpoint(run)) is not None:
         restored = read_state(checkpoint, {"model": field}, optimizer)
         step, history, losses = restored["step"], restored["history"], restored["losses"]
+    device = next(field.parameters()).device
+    images, speed = data.train.near(device), _throughput(field, data.train, config)
+    loss = shared_loss(field, config, seed)
     before = history[-1]["seconds"] if history else 0.0
     began = time.monotonic()
 
     def save() -> None:
-        state = {"step": step, "history": history, "losses": losses}
-        save_checkpoint(run, step, lambda folder: write_state(folder, {"model": field}, optimizer, state))
+        if processes.is_first():
+            state = {"step": step, "history": history, "losses": losses}
+            save_checkpoint(run, step, lambda folder: write_state(folder, {"model": field}, optimizer, state))
 
-    with Progress("training", config.steps, done=step, unit="step") as progress, _held_interrupt() as interrupted:
+    with (
+        Progress("training", config.steps, done=step, unit="step", quiet=not processes.is_first()) as progress,
+        _held_interrupt() as interrupted,
+    ):
         while step < config.steps:
-            losses.append(train_step(field, optimizer, data.train, config, seed, step))
+            step_began = time.monotonic()
+            losses.append(train_step(loss, optimizer, images, config, seed, step))
+            speed.step(config.batch_size, step_began)
             step += 1
             if step % config.validate_every == 0 or step == config.steps:
                 entry = {"step": step, "loss": sum(losses) / len(losses), "seconds": before + time.monotonic() - began}
                 entry["psnr"] = measure_psnr(field, data.validation, config.validation_images)
                 _check_finite("PSNR on validation images", entry["psnr"], step)
-                history.append(entry)
+                history.append(entry | speed.take())
                 losses = []
-            if step % config.checkpoint_every == 0 or step == config.steps or interrupted.is_set():
+            is_interrupted = bool(processes.total(torch.tensor(interrupted.is_set(), dtype=torch.int64, device=device)))
+            if step % config.checkpoint_every == 0 or step == config.steps or is_interrupted:
                 save()
-            if interrupted.is_set():
+            if is_interrupted:
                 raise KeyboardInterrupt
-            progress.advance(note=f"validation {history[-1]['psnr']:.2f} dB" if history else "")
+            progress.advance(note=_note(history))
+    processes.wait()
     return history
+
+
+class StepLoss(nn.Module):
+    """The loss of some rows of a step's batch, in the precision of the settings."""
+
+    def __init__(self, field: NeuralField, config: TrainConfig, seed: int):
+        super().__init__()
+        self.field, self.config, self.seed = field, config, seed
+
+    def forward(self, images: Float[Tensor, "rows channels height width"], step: int, start: int) -> Float[Tensor, ""]:
+        """Return the loss of rows `start`, `start` + 1, ... of the step's batch."""
+        rows, of = slice(start, start + len(images)), self.config.batch_size
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            return training_loss(self.field, images, self.config, self.seed, step, of=of, rows=rows)
+
+
+def shared_loss(field: NeuralField, config: TrainConfig, seed: int) -> nn.Module:
+    """Return the loss of a field, its blocks compiled if so set, its gradients averaged over processes that joined."""
+    if config.compile:
+        compile_blocks(field)
+    loss = StepLoss(field, config, seed)
+    if processes.count() == 1:
+        return loss
+    device = next(field.parameters()).device
+    return DistributedDataParallel(
+        loss, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+    )
+
+
+def compile_blocks(field: NeuralField, backend: str = "inductor") -> None:
+    """Compile encoder, processor and decoder blocks in place; their weights and names stay."""
+    blocks = [*field.encoder, *field.processor, field.decoder_attention]
+    for block in blocks + ([field.decoder_feedforward] if field.config.has_decoder_feedforward else []):
+        block.compile(backend=backend)
 
 
 def check_training(field: NeuralField, images: ImageSet, config: TrainConfig) -> None:
@@ -86,6 +136,11 @@ def check_training(field: NeuralField, images: ImageSet, config: TrainConfig) ->
     if config.steps == 0:
         return
     check_objectives(field, config)
+    if config.batch_size < (parts := processes.count() * config.accumulate):
+        raise UsageError(
+            f"train: a batch of {config.batch_size} images cannot be cut into {parts} parts (processes times "
+            "--train.accumulate). Set --train.batch-size higher."
+        )
     if len(images) < config.batch_size:
         raise DataError(
             f"train: {len(images)} training images are fewer than a batch of {config.batch_size}. "
@@ -95,31 +150,36 @@ def check_training(field: NeuralField, images: ImageSet, config: TrainConfig) ->
 
 
 def train_step(
-    field: NeuralField,
+    loss: nn.Module,
     optimizer: torch.optim.Optimizer,
     images: ImageSet,
     config: TrainConfig,
     seed: int,
     step: int,
 ) -> float:
-    """Take one optimizer step and return its loss."""
-    field.train()
-    device = next(field.parameters()).device
+    """Take this process's share of one optimizer step and return the loss of the whole batch."""
+    loss.train()
+    device = next(loss.parameters()).device
     indices, epoch = batch_indices(len(images), config.batch_size, seed, step)
-    batch = images.subset(indices)
-    pixels = augment(
-        batch.floats(), batch.ids, seed=seed, epoch=epoch, crop=config.augment.crop, flip=config.augment.flip
-    )
-    loss = training_loss(field, pixels.to(device), config, seed, step)
-    _check_finite("loss", loss.item(), step + 1)
+    optimizer.zero_grad(set_to_none=True)
+    shares, whole = processes.shares(config.batch_size, config.accumulate), torch.zeros((), device=device)
+    for rows in shares:
+        batch = images.subset(indices[rows])
+        pixels = augment(
+            batch.floats(), batch.ids, seed=seed, epoch=epoch, crop=config.augment.crop, flip=config.augment.flip
+        )
+        with _gradients_kept(loss, is_last=rows == shares[-1]):
+            part = len(batch) / config.batch_size * loss(pixels.to(device), step, rows.start)
+            (processes.count() * part).backward()  # which the processes average
+        whole += part.detach()
+    value = processes.total(whole).item()
+    _check_finite("loss", value, step + 1)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(field.parameters(), config.gradient_clip)
+    norm = nn.utils.clip_grad_norm_(loss.parameters(), config.gradient_clip)
     _check_finite("gradient's norm", norm.item(), step + 1)
     optimizer.step()
-    return loss.item()
+    return value
 
 
 def batch_indices(count: int, batch_size: int, seed: int, step: int) -> tuple[Tensor, int]:
@@ -165,6 +225,27 @@ def image_psnr(
         reconstruction = field.decode(field.encode(batch), size=tuple(batch.shape[2:]))
         ratios.append(psnr(rearrange(batch, "b c h w -> b h w c"), reconstruction).cpu())
     return torch.cat(ratios)
+
+
+def _gradients_kept(loss: nn.Module, *, is_last: bool) -> AbstractContextManager:
+    """Let the processes exchange gradients after the last part of a share only."""
+    return nullcontext() if is_last or not isinstance(loss, DistributedDataParallel) else loss.no_sync()
+
+
+def _throughput(field: NeuralField, images: ImageSet, config: TrainConfig) -> Throughput:
+    device = next(field.parameters()).device
+    if (peak := peak_flops(device, config.precision)) is None:
+        return Throughput(0.0, None)
+    flops = flops_of_image(field, images.floats([0]).to(device), config)
+    return Throughput(flops, peak * processes.count())
+
+
+def _note(history: list[dict]) -> str:
+    if not history:
+        return ""
+    entry = history[-1]
+    share = f", {100 * entry['mfu']:.0f} % MFU" if "mfu" in entry else ""
+    return f"validation {entry['psnr']:.2f} dB, {entry['images_per_second']:.0f} images/s{share}"
 
 
 def _check_finite(name: str, value: float, step: int) -> None:

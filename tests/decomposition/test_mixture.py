@@ -97,5 +97,5 @@ def test_masks_change_no_other_weight_at_the_start():
         torch.manual_seed(0)
         starts.append(NeuralField(FieldConfig(**SMALL, has_masks=has_masks)).state_dict())
     plain, masked = starts
-    assert masked.keys() - plain.keys() == {"to_mask.weight", "to_mask.bias"}
+    assert masked.keys() - plain.keys() == {"to_mask.weight"}
     assert all(torch.equal(masked[name], value) for name, value in plain.items())

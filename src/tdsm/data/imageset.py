@@ -61,18 +61,24 @@ class ImageSet:
     def subset(self, indices: Sequence[int] | Tensor) -> "ImageSet":
         """Keep the samples at these positions, in this order. Positions are not ids."""
         rows = self._rows(indices)
-        return ImageSet(self.images[rows], self.labels[rows], self.ids[rows], self.classes)
+        return ImageSet(self.images[rows.to(self.images.device)], self.labels[rows], self.ids[rows], self.classes)
 
     def floats(self, indices: Sequence[int] | Tensor | None = None) -> Float[Tensor, "n channels height width"]:
         """Return images, or those at `indices`, as float32 in [-1, 1]: x / 127.5 − 1."""
-        images = self.images if indices is None else self.images[self._rows(indices)]
+        images = self.images if indices is None else self.images[self._rows(indices).to(self.images.device)]
         return images.float() / 127.5 - 1
+
+    def near(self, device: torch.device) -> "ImageSet":
+        """Move the images to a GPU if they take a quarter of its free memory at most; labels and ids stay."""
+        if device.type != "cuda" or self.images.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
+            return self
+        return ImageSet(self.images.to(device), self.labels, self.ids, self.classes)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over images, labels, ids and class names."""
         digest = hashlib.sha256(json.dumps([list(self.images.shape), self.classes]).encode())
         for part in (self.images, self.labels, self.ids):
-            digest.update(part.contiguous().numpy().data)
+            digest.update(part.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def _rows(self, indices: Sequence[int] | Tensor) -> Tensor:

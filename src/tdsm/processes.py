@@ -1,0 +1,82 @@
+"""The processes that share a training: as many as `torchrun` started, or this one alone.
+
+Each has a rank; the first, rank 0, writes files and speaks. Whatever one of them fails with ends all: its exit code is
+not 0, and torchrun stops the others.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Join the processes that torchrun started, over NCCL with GPUs and gloo without; alone, do nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """Return which of its machine's processes this is, which is the GPU it takes."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def count() -> int:
+    """Count the processes that have joined."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's number, 0 for the first."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first() -> bool:
+    """Tell whether this process writes files and speaks."""
+    return rank() == 0
+
+
+def wait() -> None:
+    """Wait until every process is here."""
+    if count() > 1:
+        dist.barrier()
+
+
+def total(value: Tensor) -> Tensor:
+    """Add up a value over all processes."""
+    if count() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+def from_first(make: Callable[[], str]) -> str:
+    """Let the first process make a text, and give it to all."""
+    text = [make() if is_first() else ""]
+    if count() > 1:
+        dist.broadcast_object_list(text)
+    return text[0]
+
+
+def shares(size: int, accumulate: int = 1) -> list[slice]:
+    """Cut a batch into a share for each process, and this one's into parts to take one after another.
+
+    >>> shares(10, accumulate=3)
+    [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None)]
+    """
+    parts = count() * accumulate
+    edges = [size * part // parts for part in range(parts + 1)]
+    mine = range(rank() * accumulate, (rank() + 1) * accumulate)
+    return [slice(edges[part], edges[part + 1]) for part in mine]
