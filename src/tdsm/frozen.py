@@ -1,13 +1,13 @@
 """Train a classification head on frozen, stored features, and choose it on validation."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from tdsm.errors import NonFiniteError
 from tdsm.heads import TDSMClassifier, make_head
@@ -70,11 +70,34 @@ def fit_knn(train: Samples, validation: Samples, num_classes: int, config: Probe
 
 
 @torch.no_grad()
-def predict(classifier: TDSMClassifier, features: Rows, device: str) -> Int[Tensor, " samples"]:
+def predict(classifier: nn.Module, features: Rows, device: str) -> Int[Tensor, " samples"]:
     """Return the class of each sample."""
     classifier.eval().to(device)
     parts = torch.arange(len(features)).split(READ)
     return torch.cat([classifier(features[part].to(device)).argmax(dim=1).cpu() for part in parts])
+
+
+def accuracy_of(classifier: nn.Module, samples: Samples, device: str) -> float:
+    """Return the share of samples whose class is right."""
+    return (predict(classifier, samples.features, device) == samples.labels).sum().item() / len(samples.labels)
+
+
+def train_epoch(
+    classifier: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    device: str,
+) -> float:
+    """Descend the cross-entropy once over batches of features and labels; return the last loss."""
+    classifier.train()
+    for features, labels in batches:
+        loss = F.cross_entropy(classifier(features.to(device)), labels.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return loss.item()
 
 
 def predict_knn(
@@ -120,19 +143,12 @@ def _fit_once(
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         best, weights, epoch_of_best = -1.0, {}, 0
         for epoch in range(config.epochs):
-            classifier.train()
             order = torch.randperm(len(train.features), generator=generator(seed, "head order", epoch))
-            for features, labels in train.batches(order, config.batch_size):
-                loss = F.cross_entropy(classifier(features.to(device)), labels.to(device))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-            if not math.isfinite(loss.item()):
-                raise NonFiniteError(f"head {head.pool}: the loss is {loss.item()} at learning rate {rate}.")
-            correct = (predict(classifier, validation.features, device) == validation.labels).sum().item()
-            if correct / len(validation.labels) > best:
-                best, epoch_of_best = correct / len(validation.labels), epoch + 1
+            loss = train_epoch(classifier, train.batches(order, config.batch_size), optimizer, schedule, device)
+            if not math.isfinite(loss):
+                raise NonFiniteError(f"head {head.pool}: the loss is {loss} at learning rate {rate}.")
+            if (accuracy := accuracy_of(classifier, validation, device)) > best:
+                best, epoch_of_best = accuracy, epoch + 1
                 weights = {name: value.clone() for name, value in classifier.state_dict().items()}
     classifier.load_state_dict(weights)
     return Choice(best, {"learning_rate": rate, "weight_decay": decay, "epoch": epoch_of_best}, classifier)

@@ -11,9 +11,10 @@ from tdsm.heads import TDSMClassifier
 from tdsm.settings import MapConfig, StudyConfig
 from tdsm.stages import finished
 from tdsm.store import Rows
+from tdsm.study import answers
 from tdsm.study import worth as module
 from tdsm.study.features import MEANINGS, all_features, random_expansion
-from tdsm.study.table import paired_interval, reference_of, study_verdict, summarize
+from tdsm.study.table import reference_of, study_verdict, summarize
 from tdsm.study.worth import HEADS, head_of_size, run_study
 from tests.pipeline import content, demo, digits, tdsm
 
@@ -57,8 +58,8 @@ def test_every_question_is_answered_for_every_seed(study):
 
 def test_what_was_answered_is_not_asked_again(run, study, monkeypatch):
     before = content(run.path / module.FOLDER)
-    for name in ("fit_head", "train_field"):
-        monkeypatch.setattr(module, name, None)
+    monkeypatch.setattr(answers, "fit_head", None)
+    monkeypatch.setattr(module, "train_field", None)
     assert run_study(run, SMALL, silent) == study
     assert content(run.path / module.FOLDER) == before
 
@@ -121,16 +122,6 @@ def test_heads_are_as_wide_as_the_budget_allows(pool, size):
 def test_a_budget_too_small_is_named():
     with pytest.raises(UsageError, match="more than the 50 of --parameters"):
         head_of_size("flatten", 12, (4, 4), 10, 50)
-
-
-def test_the_interval_is_that_of_paired_differences():
-    random = np.random.default_rng(0)
-    one, other = random.random((3, 400)) < 0.7, random.random((3, 400)) < 0.5
-    middle, low, high = paired_interval(one, other)
-    d = one.mean(0) - other.mean(0)
-    assert middle == pytest.approx(one.mean() - other.mean())
-    assert (high - low) / 2 == pytest.approx(1.96 * d.std(ddof=1) / 20)
-    assert paired_interval(one, one) == (0.0, 0.0, 0.0)
 
 
 def test_the_mlp_reads_features_standardised_by_the_training_samples():

@@ -4,13 +4,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tdsm import io
+from tdsm.study.answers import average_seeds, markdown_table, paired_interval
 from tdsm.study.features import MEANINGS, METHODS
 
 Summary = Mapping[str, Any]
-Z = 1.96  # two-sided 95 % of the normal distribution
 WITHOUT = tuple(name for name in MEANINGS if name not in METHODS)  # token decoding
 CURVES = ("solo", "tokens")  # what is also asked of fewer tokens and fewer steps
 NUMBERS = ["test accuracy", "deviation", "difference", "95 % interval", "validation", "parameters"]
@@ -32,7 +30,8 @@ def summarize(study: dict) -> list[Summary]:
     groups: dict[tuple, list[dict]] = {}
     for row in study["rows"]:
         groups.setdefault((row["field"], row["feature"], row["tokens"], row["head"]), []).append(row)
-    summaries = [_summary(rows) for rows in groups.values()]
+    names = ("field", "feature", "tokens", "head", "parameters")
+    summaries = [average_seeds(rows, names) for rows in groups.values()]
     reference = reference_of(summaries)["is_right"]
     ends = [paired_interval(summary["is_right"], reference) for summary in summaries]
     return [
@@ -44,24 +43,6 @@ def summarize(study: dict) -> list[Summary]:
 def reference_of(summaries: Sequence[Summary]) -> Summary:
     """Choose, on validation, the best row without token decoding, the random expansion of values included."""
     return max(_main(summaries, WITHOUT), key=lambda s: s["validation"])
-
-
-def paired_interval(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
-    """Return the mean difference in accuracy and its 95 % interval over test images, seeds averaged first.
-
-        d_i = mean over seeds of right_i − right'_i,    d̄ ± 1.96 · s(d) / √n
-
-    >>> paired_interval(np.array([[1, 1, 0, 1]]), np.array([[1, 1, 0, 1]]))
-    (0.0, 0.0, 0.0)
-
-    Args:
-        one: (seeds, images), 1 where the row is right.
-        other: The same of the reference, same images in the same order.
-    """
-    difference = np.asarray(one, float).mean(axis=0) - np.asarray(other, float).mean(axis=0)
-    middle = float(difference.mean())
-    half = Z * float(difference.std(ddof=1)) / len(difference) ** 0.5
-    return middle, middle - half, middle + half
 
 
 def study_verdict(summaries: Sequence[Summary]) -> str:
@@ -92,7 +73,7 @@ def study_markdown(study: dict, summaries: Sequence[Summary]) -> str:
     lines = [
         study_verdict(summaries),
         "",
-        *_table(["feature", "head", *NUMBERS, "what it is"], [_main_cells(s) for s in main]),
+        *markdown_table(["feature", "head", *NUMBERS, "what it is"], [_main_cells(s) for s in main]),
         "",
         f"Accuracy in per cent on {study['test_images']} test images: mean and standard deviation over "
         f"{settings['seeds']} seeds of the head. Heads have at most {settings['parameters']} parameters; learning rate "
@@ -103,11 +84,15 @@ def study_markdown(study: dict, summaries: Sequence[Summary]) -> str:
         "",
         "From the first n tokens alone (structured):",
         "",
-        *_table(["feature", "tokens", *NUMBERS], [[s["feature"], str(s["tokens"]), *_numbers(s)] for s in fewer]),
+        *markdown_table(
+            ["feature", "tokens", *NUMBERS], [[s["feature"], str(s["tokens"]), *_numbers(s)] for s in fewer]
+        ),
         "",
         "From fields trained for fewer steps (structured), by their PSNR on validation images:",
         "",
-        *_table(["feature", "dB", *NUMBERS], [[s["feature"], f"{psnr[s['field']]:.2f}", *_numbers(s)] for s in steps]),
+        *markdown_table(
+            ["feature", "dB", *NUMBERS], [[s["feature"], f"{psnr[s['field']]:.2f}", *_numbers(s)] for s in steps]
+        ),
     ]
     return "\n".join(lines) + "\n"
 
@@ -115,16 +100,6 @@ def study_markdown(study: dict, summaries: Sequence[Summary]) -> str:
 def _main(summaries: Sequence[Summary], features: Collection[str]) -> list[Summary]:
     all_tokens = max(s["tokens"] for s in summaries)
     return [s for s in summaries if s["field"] == "trained" and s["tokens"] == all_tokens and s["feature"] in features]
-
-
-def _summary(rows: list[dict]) -> dict:
-    accuracies = [row["accuracy"] for row in rows]
-    return {name: rows[0][name] for name in ("field", "feature", "tokens", "head", "parameters")} | {
-        "accuracy": float(np.mean(accuracies)),
-        "deviation": float(np.std(accuracies, ddof=1)) if len(rows) > 1 else 0.0,
-        "validation": float(np.mean([row["validation_accuracy"] for row in rows])),
-        "is_right": np.array([row["is_right"] for row in rows]),
-    }
 
 
 def _main_cells(summary: Summary) -> list[str]:
@@ -140,7 +115,3 @@ def _numbers(s: Summary) -> list[str]:
         f"{100 * s['validation']:.1f}",
         str(s["parameters"]),
     ]
-
-
-def _table(headings: list[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in [headings, ["---"] * len(headings), *lines]]

@@ -22,13 +22,14 @@ from tdsm.errors import UsageError
 from tdsm.evaluate import Run, new_field, untrained_field
 from tdsm.extract import Features, Images, fill_store, fingerprint_of
 from tdsm.field import NeuralField, count_parameters
-from tdsm.frozen import Samples, fit_head, predict
+from tdsm.frozen import Samples
 from tdsm.heads import make_head
 from tdsm.load import FIELD_FOLDER, load_field
 from tdsm.randomness import derive_seed, generator
 from tdsm.runfolder import keep_settings
 from tdsm.settings import HeadConfig, MapConfig, ProbeConfig, StudyConfig
-from tdsm.store import Rows, open_store
+from tdsm.store import open_store
+from tdsm.study.answers import changed, fit_and_test, keep_answer
 from tdsm.study.features import IMAGES, MEANINGS, METHODS, SEQUENCES, all_features, token_features
 from tdsm.train import measure_psnr, train_field
 
@@ -158,12 +159,7 @@ def _fill(run: Run, name: str, field: NeuralField, data: Data, folder: Path, con
 
 def _answer(run: Run, entry: Entry, seed: int, data: Data, folder: Path, config: StudyConfig) -> dict:
     file = folder / "answers" / f"{entry.name}_seed{seed}.json"
-    if not file.exists():
-        row, predicted = _fit(run, entry, seed, data, folder, config)
-        io.write_tensors(file.with_suffix(".safetensors"), {"predicted": predicted})
-        io.write_json(file, row)
-    is_right = io.read_tensors(file.with_suffix(".safetensors"))["predicted"] == data.test.labels
-    return io.read_json(file) | {"is_right": is_right.tolist()}
+    return keep_answer(file, data.test.labels, lambda: _fit(run, entry, seed, data, folder, config))
 
 
 def _fit(run: Run, entry: Entry, seed: int, data: Data, folder: Path, config: StudyConfig) -> tuple[dict, Tensor]:
@@ -179,30 +175,24 @@ def _fit(run: Run, entry: Entry, seed: int, data: Data, folder: Path, config: St
     epochs = config.epochs if entry.head == "mlp" else config.structured_epochs
     probe = ProbeConfig(epochs=epochs, learning_rates=config.learning_rates)
     start = derive_seed(run.config.seed, "study", seed)
-    choice = fit_head(head, samples["train"], samples["validation"], classes, probe, start, run.device)
-    assert choice.classifier is not None
-    predicted = predict(choice.classifier, samples["test"].features, run.device)
+    numbers, predicted = fit_and_test(head, samples, classes, probe, start, run.device)
     row = {
         "field": entry.field,
         "feature": entry.feature,
         "head": entry.head,
         "tokens": entry.tokens or run.field.config.num_tokens,
         "seed": seed,
-        "parameters": count_parameters(choice.classifier),
-        "validation_accuracy": choice.accuracy,
-        "accuracy": (predicted == data.test.labels).double().mean().item(),
-        "settings": choice.settings,
     }
-    return row, predicted
+    return row | numbers, predicted
 
 
 def _samples(entry: Entry, folder: Path, images: ImageSet) -> Samples:
     features = open_store([folder], len(images), entry.feature)
     is_sequence = entry.feature in SEQUENCES
     if entry.tokens:
-        features = _changed(features, partial(_first, count=entry.tokens, is_sequence=is_sequence))
+        features = changed(features, partial(_first, count=entry.tokens, is_sequence=is_sequence))
     if entry.head == "mlp" and entry.feature not in SEQUENCES + IMAGES:
-        features = _changed(features, _pool)
+        features = changed(features, _pool)
     return Samples(features, images.labels)
 
 
@@ -212,13 +202,9 @@ def _standardized(samples: dict[str, Samples]) -> dict[str, Samples]:
     train = features[torch.arange(len(features))]
     mean, deviation = train.mean(dim=0), train.std(dim=0, correction=0).clamp(min=1e-6)
     return {
-        split: Samples(_changed(part.features, lambda values: (values - mean) / deviation), part.labels)
+        split: Samples(changed(part.features, lambda values: (values - mean) / deviation), part.labels)
         for split, part in samples.items()
     }
-
-
-def _changed(features: Rows, change: Callable[[Tensor], Tensor]) -> Rows:
-    return Rows([change(features[part]).half() for part in torch.arange(len(features)).split(512)])
 
 
 def _first(features: Tensor, count: int, is_sequence: bool) -> Tensor:
