@@ -26,6 +26,7 @@ from tdsm.settings import (
     RunConfig,
     Settings,
     StudyConfig,
+    TokenStudyConfig,
 )
 
 HELP = """usage: tdsm VERB [OPTIONS]        tdsm VERB --help shows a verb's options
@@ -38,21 +39,13 @@ Token-wise decoded decomposition of conditioned neural fields, and classificatio
   evaluate   score them on the test split, once           tdsm evaluate runs/cifar
   finetune   train head and field together                tdsm finetune runs/cifar --regime two_stage
   analyse    measure what the field's tokens do           tdsm analyse runs/cifar
-  study      an experiment on the run: worth, objectives  tdsm study worth runs/cifar
+  study      ask a question of a run: worth, tokens, ...  tdsm study worth runs/cifar
   report     write the page with table and pictures       tdsm report runs/cifar
   info       describe this machine, a run or a checkpoint tdsm info runs/cifar
   bench      speed and memory beside loop and floors      tdsm bench --json bench.json
 
 Images come from --data.source: digits, a folder of images or parquet files, an .npz file, a Hugging Face id.
 A checkpoint of your own, or a published one, comes in by:  tdsm train --init FILE --train.steps 0 --run runs/mine
-"""
-
-STUDY_HELP = """usage: tdsm study NAME RUN [OPTIONS]        tdsm study NAME --help shows a study's options
-
-An experiment on a run whose field is trained. What an earlier call found is kept, so it can be stopped at any time.
-
-  worth       does decoding the tokens pay for classification? equal heads on every feature, paired intervals
-  objectives  what does the training objective make of the tokens? one field each, all else equal
 """
 
 
@@ -101,15 +94,54 @@ class AnalyseCommand(Settings):
 
 
 class WorthCommand(StudyConfig):
-    """Ask whether decoding the tokens pays for classification: equal heads on every feature, paired intervals."""
+    """Does decoding the tokens pay for classification? Equal heads on every feature, paired intervals."""
 
     run: tyro.conf.Positional[Path] = Field(description="Run folder.")
+
+    def answer(self) -> tuple[Path, str]:
+        """Run the study; return the path and the text of its table."""
+        config = StudyConfig.model_validate({name: getattr(self, name) for name in StudyConfig.model_fields})
+        from tdsm import stages
+        from tdsm.study.table import write_study
+        from tdsm.study.worth import run_study
+
+        run = stages.finished(self.run)
+        return write_study(run.path, run_study(run, config, say=_say))
 
 
 class ObjectivesCommand(ObjectiveStudyConfig):
-    """Train the run's field anew by each objective, and compare reconstruction, components and a probe."""
+    """What does the training objective make of the tokens? One field an objective, all else equal."""
 
     run: tyro.conf.Positional[Path] = Field(description="Run folder.")
+
+    def answer(self) -> tuple[Path, str]:
+        """Run the study; return the path and the text of its table."""
+        names = ObjectiveStudyConfig.model_fields
+        config = ObjectiveStudyConfig.model_validate({name: getattr(self, name) for name in names})
+        from tdsm import stages
+        from tdsm.study.objectives import run_objectives, write_objectives
+
+        run = stages.finished(self.run)
+        return write_objectives(run.path, run_objectives(run, config, say=_say), config)
+
+
+class TokensCommand(TokenStudyConfig):
+    """Which tokens are worth keeping? Gates trained with the head, against even spacing, random and first tokens."""
+
+    run: tyro.conf.Positional[Path] = Field(description="Run folder.")
+
+    def answer(self) -> tuple[Path, str]:
+        """Run the study; return the path and the text of its table."""
+        config = TokenStudyConfig.model_validate({name: getattr(self, name) for name in TokenStudyConfig.model_fields})
+        from tdsm import stages
+        from tdsm.report.tokens import write_token_study
+        from tdsm.study.tokens import run_token_study
+
+        run = stages.finished(self.run)
+        return write_token_study(run.path, run_token_study(run, config, say=_say))
+
+
+QUESTIONS: dict[str, Any] = {"worth": WorthCommand, "objectives": ObjectivesCommand, "tokens": TokensCommand}
 
 
 class BenchCommand(BenchConfig):
@@ -247,45 +279,13 @@ def analyse(arguments: list[str]) -> None:
 
 
 def study(arguments: list[str]) -> None:
-    """Run an experiment on a run: `tdsm study NAME RUN`."""
-    name = arguments[0] if arguments else "--help"
-    if name in ("-h", "--help"):
-        print(STUDY_HELP, end="")
-    elif name not in STUDIES:
-        raise UsageError(f"unknown study {name!r}, expected one of {', '.join(STUDIES)}. See tdsm study --help.")
-    else:
-        path, words = STUDIES[name](arguments[1:])
-        _say(words)
-        print(path)
-
-
-def study_worth(arguments: list[str]) -> tuple[Path, str]:
-    """Ask whether decoding the tokens pays for classification."""
-    command = tyro.cli(WorthCommand, prog="tdsm study worth", args=arguments, description=WorthCommand.__doc__)
-    config = StudyConfig.model_validate({name: getattr(command, name) for name in StudyConfig.model_fields})
-    from tdsm import stages
-    from tdsm.study.table import write_study
-    from tdsm.study.worth import run_study
-
-    run = stages.finished(command.run)
-    return write_study(run.path, run_study(run, config, say=_say))
-
-
-def study_objectives(arguments: list[str]) -> tuple[Path, str]:
-    """Compare fields trained by each objective."""
-    command = tyro.cli(
-        ObjectivesCommand, prog="tdsm study objectives", args=arguments, description=ObjectivesCommand.__doc__
+    """Ask one question of a finished run. `tdsm study QUESTION --help` shows its options."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        QUESTIONS, prog="tdsm study", args=arguments, description=study.__doc__
     )
-    names = ObjectiveStudyConfig.model_fields
-    config = ObjectiveStudyConfig.model_validate({name: getattr(command, name) for name in names})
-    from tdsm import stages
-    from tdsm.study.objectives import run_objectives, write_objectives
-
-    run = stages.finished(command.run)
-    return write_objectives(run.path, run_objectives(run, config, say=_say), config)
-
-
-STUDIES: dict[str, Callable[[list[str]], tuple[Path, str]]] = {"worth": study_worth, "objectives": study_objectives}
+    path, words = command.answer()
+    _say(words)
+    print(path)
 
 
 def report(arguments: list[str]) -> None:

@@ -223,6 +223,20 @@ class ObjectiveStudyConfig(Settings):
     max_test: int | None = Field(None, ge=2, description="Test images of the probe, a random subset; all if not set.")
 
 
+class TokenStudyConfig(Settings):
+    """How the study of tokens asks: the same head and tuning for every way of choosing tokens."""
+
+    counts: tuple[int, ...] = Field(
+        (), description="Numbers of tokens kept; an eighth, a quarter and a half of them if not set."
+    )
+    seeds: Positive = Field(3, description="Seeds of gate, head and random choice.")
+    head: HeadConfig = Field(HeadConfig(), description="The head.")
+    epochs: Positive = Field(40, description="Passes over the training maps, by the gate and by each head.")
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1e-3, 1e-2), min_length=1, description="Learning rates tried; validation chooses."
+    )
+
+
 class RunConfig(Settings):
     """A whole run: data, field, its training, its maps, the heads and baselines on them."""
 

@@ -30,6 +30,10 @@ def row(name="avg", role="tdsm", accuracy=0.5, low=0.4, high=0.6):
     return {"name": name, "role": role, "accuracy": accuracy, "low": low, "high": high}
 
 
+def kept(method, count):
+    return {"method": method, "count": count, "accuracy": 0.5, "ends": (0.4, 0.6)}
+
+
 def battery():
     """Return figures of ordinary and of degenerate inputs: name -> figure."""
     random = np.random.default_rng(0)
@@ -58,6 +62,11 @@ def battery():
         "curves_one": figures.curves([record]),
         "accuracy_bars": figures.accuracy_bars([row(), row("a rather long name of a baseline", "baseline")], 0.1),
         "accuracy_bars_one": figures.accuracy_bars([row(HOSTILE, accuracy=1.0, low=0.9, high=1.0)]),
+        "token_counts": figures.token_counts(
+            [kept(name, count) for name in ("learned", "stride", "random", "first") for count in (4, 8, 64)],
+            kept("all", 256),
+        ),
+        "token_counts_one": figures.token_counts([kept(HOSTILE, 1)], kept("all", 2)),
     }
 
 

@@ -100,10 +100,3 @@ def test_the_command_writes_the_table(tmp_path, capsys):
     kept = json.loads((path / "study-objectives.json").read_text())
     assert kept["settings"]["steps"] == 2
     assert [row["objective"] for row in kept["rows"]] == ["full"]
-
-
-def test_studies_are_listed_and_a_wrong_name_is_an_error(capsys):
-    assert tdsm("study", "--help") == tdsm("study") == 0
-    assert "objectives" in capsys.readouterr().out
-    assert tdsm("study", "objectivs", "runs/none") == 2
-    assert "unknown study 'objectivs', expected one of worth, objectives" in capsys.readouterr().err

@@ -109,6 +109,12 @@ CAPTIONS = {
         "Accuracy on the test split, in per cent, with 95 % Wilson intervals. Blue bars read the spatial map, amber "
         "ones are baselines; a dashed line is guessing. Where two intervals overlap, no difference has been shown."
     ),
+    "token_counts": (
+        "Test accuracy of one kind of head against the number of tokens whose maps it reads, one line a way of "
+        "choosing them: by gates trained with the head (learned), evenly spaced (stride), at random, the first ones. "
+        "Means over seeds; bars are 95 % intervals over test images. The dashed line, with its interval as a band, is "
+        "the head on all tokens. Lines that lie on one another: it does not matter which tokens are kept."
+    ),
 }
 
 
@@ -489,6 +495,52 @@ def accuracy_bars(rows: Sequence[Row], chance: float | None = None) -> Figure:
         axes.axvline(100 * chance, **dashes)
         keys.append(Line2D([], [], label=f"chance, {100 * chance:.3g} %", **dashes))
     figure.legend(handles=keys, loc="outside upper left", ncols=3)
+    return figure
+
+
+@styled
+def token_counts(rows: Sequence[Row], reference: Row) -> Figure:
+    """Draw test accuracy against the number of tokens, one line a way of choosing them, with 95 % intervals.
+
+    >>> row = {"method": "random", "count": 4, "accuracy": 0.5, "ends": (0.4, 0.6)}
+    >>> figure = token_counts([row, {**row, "count": 8}], {**row, "method": "all", "count": 16})
+    >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    ['4', '8']
+
+    Args:
+        rows: Mappings with `method`, `count`, `accuracy` and the `ends` of its interval, in [0, 1].
+        reference: The row of all tokens, drawn as a line across, its interval as a band.
+
+    Raises:
+        UsageError: If there is no row.
+    """
+    if not rows:
+        raise UsageError("token_counts: there is no row, expected at least one number of tokens.")
+    figure = Figure((7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    counts = sorted({row["count"] for row in rows})
+    for number, method in enumerate(methods):
+        own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["count"])
+        middle = 100 * np.array([row["accuracy"] for row in own])
+        reach = np.abs(100 * np.array([row["ends"] for row in own]).T - middle)
+        aside = 1.03 ** (number - (len(methods) - 1) / 2)  # so that intervals at one count stand side by side
+        places = [row["count"] * aside for row in own]
+        style: dict[str, Any] = {"color": PALETTE[number], "marker": MARKERS[number], "markersize": 5, "capsize": 2}
+        axes.errorbar(places, middle, reach, label=method, linewidth=1.4, elinewidth=1, **style)
+    low, high = (100 * end for end in reference["ends"])
+    axes.axhspan(low, high, color=FAINT, alpha=0.15, linewidth=0)
+    name = f"all {reference['count']} tokens"
+    axes.axhline(100 * reference["accuracy"], color=INK, linewidth=1, linestyle=(0, (4, 3)), label=name)
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", which="minor", length=0)
+    axes.set_xlim(counts[0] / 1.25, counts[-1] * 1.25)
+    axes.grid(axis="y")
+    axes.set_xlabel("number of tokens")
+    axes.set_ylabel("test accuracy (%), with 95 % interval")
+    figure.legend(loc="outside upper left", ncols=len(methods) + 1)
     return figure
 
 

@@ -18,7 +18,7 @@ from tdsm.decomposition import decompose
 from tdsm.evaluate import Run, new_field
 from tdsm.extract import fill_store, fingerprint_of
 from tdsm.field import NeuralField
-from tdsm.frozen import Samples, fit_head, predict
+from tdsm.frozen import Samples
 from tdsm.load import FIELD_FOLDER, load_field
 from tdsm.measures import effective_rank, redundancy
 from tdsm.metrics import psnr
@@ -27,6 +27,7 @@ from tdsm.runfolder import keep_settings
 from tdsm.select import select_tokens
 from tdsm.settings import MapConfig, ObjectiveStudyConfig, ObjectiveWeights, ProbeConfig, TrainConfig
 from tdsm.store import open_store
+from tdsm.study.answers import Z, fit_and_test, markdown_table
 from tdsm.study.features import token_features
 from tdsm.study.worth import subsets
 from tdsm.train import check_training, train_field
@@ -79,9 +80,8 @@ def write_objectives(run: Path, rows: list[dict], config: ObjectiveStudyConfig) 
 def objectives_markdown(rows: list[dict], config: ObjectiveStudyConfig) -> str:
     """Write one line an objective, seeds averaged, with their standard deviation where there are several."""
     names = list(dict.fromkeys(row["objective"] for row in rows))
-    lines = [["objective", *COLUMNS.values()], ["---"] * (1 + len(COLUMNS))]
-    lines += [_line(name, [row for row in rows if row["objective"] == name]) for name in names]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [_line(name, [row for row in rows if row["objective"] == name]) for name in names]
+    table = "\n".join(markdown_table(["objective", *COLUMNS.values()], lines))
     first = rows[0]
     return (
         f"{table}\n\nMeans over {config.seeds} seeds of field and probe{', ± their deviation' * (config.seeds > 1)}; "
@@ -193,14 +193,12 @@ def _probe(
         samples[split] = Samples(open_store([store], len(images), feature), images.labels)
     probe, classes = ProbeConfig(epochs=config.epochs, learning_rates=config.learning_rates), len(data.train.classes)
     start = derive_seed(run.config.seed, "objectives", seed)
-    choice = fit_head(config.head, samples["train"], samples["validation"], classes, probe, start, run.device)
-    assert choice.classifier is not None
-    accuracy = (predict(choice.classifier, samples["test"].features, run.device) == data.test.labels).double().mean()
-    half_width = 1.96 * (accuracy * (1 - accuracy) / len(data.test)).sqrt()
+    numbers, _ = fit_and_test(config.head, samples, classes, probe, start, run.device)
+    accuracy = numbers["accuracy"]
     return {
-        f"{feature}_accuracy": accuracy.item(),
-        f"{feature}_validation": choice.accuracy,
-        "half_width": half_width.item(),
+        f"{feature}_accuracy": accuracy,
+        f"{feature}_validation": numbers["validation_accuracy"],
+        "half_width": Z * (accuracy * (1 - accuracy) / len(data.test)) ** 0.5,
         "train_images": len(data.train),
         "test_images": len(data.test),
     }
