@@ -8,7 +8,6 @@ from tdsm.errors import UsageError
 from tdsm.load import load_field
 from tdsm.metrics import psnr
 from tdsm.settings import ObjectiveStudyConfig
-from tdsm.stages import finished
 from tdsm.study import objectives as module
 from tdsm.study.objectives import COLUMNS, objectives_markdown, run_objectives
 from tests.pipeline import content, demo, digits, tdsm
@@ -19,11 +18,6 @@ SMALL = ObjectiveStudyConfig.model_validate(TINY | {"seeds": 2, "objectives": ("
 
 def silent(words):
     pass
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return finished(demo(tmp_path_factory.mktemp("demo") / "run"), digits())
 
 
 @pytest.fixture(scope="module")

@@ -23,11 +23,6 @@ def silent(words):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return finished(demo(tmp_path_factory.mktemp("demo") / "run"), digits())
-
-
-@pytest.fixture(scope="module")
 def study(run):
     stored = content(run.path / "features")
     found = run_token_study(run, SMALL, silent)

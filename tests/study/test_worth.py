@@ -35,11 +35,6 @@ def silent(words):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return finished(demo(tmp_path_factory.mktemp("demo") / "run"), digits())
-
-
-@pytest.fixture(scope="module")
 def study(run):
     return run_study(run, SMALL, silent)
 

@@ -1,0 +1,10 @@
+import pytest
+
+from tdsm.stages import finished
+from tests.pipeline import demo, digits
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished tiny run of the module's own."""
+    return finished(demo(tmp_path_factory.mktemp("demo") / "run"), digits())
