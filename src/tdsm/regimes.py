@@ -34,7 +34,7 @@ from tdsm.progress import Progress
 from tdsm.randomness import derive_seed, generator
 from tdsm.runfolder import keep_settings, latest_checkpoint, save_checkpoint
 from tdsm.settings import MapConfig, RegimeConfig
-from tdsm.train import batch_indices, reconstruction_quality
+from tdsm.train import batch_indices, reconstruction_quality, warmup_cosine
 from tdsm.trainstate import read_state, write_state
 
 FOLDER, RESULT = "regimes", "result.json"
@@ -258,10 +258,7 @@ def parameter_groups(model: FieldClassifier, config: RegimeConfig) -> list[dict]
 def schedule(step: int, config: RegimeConfig, per_epoch: int) -> float:
     """Return the share of the peak rate at a step: linear warm-up, then a cosine to zero, anew in every phase."""
     length = config.epochs * per_epoch
-    step, warmup = step % length, min(config.warmup_steps, length // 2)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (length - warmup)))
+    return warmup_cosine(1.0, step % length, length, min(config.warmup_steps, length // 2))
 
 
 @torch.no_grad()

@@ -194,11 +194,19 @@ def batch_indices(count: int, batch_size: int, seed: int, step: int) -> tuple[Te
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Return the learning rate of a step: linear warm-up, then a cosine to zero."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+    """Return the learning rate of a step."""
+    return warmup_cosine(config.learning_rate, step, config.steps, config.warmup_steps)
+
+
+def warmup_cosine(peak: float, step: int, steps: int, warmup: int) -> float:
+    """Return the rate of one of `steps` steps: linear warm-up to the peak, then a cosine to zero.
+
+    >>> [warmup_cosine(1.0, step, steps=6, warmup=2) for step in (0, 1, 2, 4)]
+    [0.5, 1.0, 1.0, 0.5]
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def measure_psnr(field: NeuralField, images: ImageSet, limit: int | None = None) -> float:
