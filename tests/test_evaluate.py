@@ -24,7 +24,7 @@ def run(tmp_path):
 @pytest.fixture
 def fresh(tmp_path):
     """A run with a field that was never trained, nothing extracted yet."""
-    config = tiny(probe__views=2, probe__augment={"crop": 1, "flip": True})
+    config = tiny(probe__views=2, probe__augment={"crop": 1, "flip": True, "rotate": 20, "contrast": 0.3})
     return Run(tmp_path, config, digits(), initial_field(config, 1).eval())
 
 
@@ -59,8 +59,9 @@ def test_views_are_added_to_the_training_samples_alone(fresh):
     assert folders == ["test", "train", "train-view1", "train-view2", "validation"]
     images = fresh.data.train
     for view in (1, 2):
-        expected = augment(images.floats(), images.ids, seed=0, epoch=view, crop=1, flip=True).movedim(1, -1)
-        assert torch.equal(pixels["train"][view * 108 : (view + 1) * 108], expected)
+        change = fresh.config.probe.augment
+        expected = augment(images.floats(), images.ids, change, seed=0, epoch=view).movedim(1, -1)
+        torch.testing.assert_close(pixels["train"][view * 108 : (view + 1) * 108], expected)
         assert not torch.equal(expected, images.floats().movedim(1, -1))
 
 

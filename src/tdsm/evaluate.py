@@ -121,8 +121,7 @@ def samples(run: Run, row: Row, split: str) -> Samples:
     extract(field, images, run.config.maps, root / split)
     if split == "train":
         for view in range(1, run.config.probe.views + 1):
-            crop, flip = run.config.probe.augment.crop, run.config.probe.augment.flip
-            change = partial(augment, seed=run.config.seed, epoch=view, crop=crop, flip=flip)
+            change = partial(augment, config=run.config.probe.augment, seed=run.config.seed, epoch=view)
             folder = root / f"train-view{view}"
             extract(field, images, run.config.maps, folder, change)
             folders.append(folder)

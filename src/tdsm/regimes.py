@@ -190,11 +190,8 @@ def take_step(
     model.train()
     indices, epoch = batch_indices(len(images), config.batch_size, seed, step)
     batch = images.subset(indices)
-    change = config.augment
-    pixels = augment(batch.floats(), batch.ids, seed=seed, epoch=epoch, crop=change.crop, flip=change.flip)
-    loss = combined_loss(
-        model, pixels.to(device), batch.labels.to(device), config, generator(seed, "step", step), learns
-    )
+    pixels = augment(batch.floats().to(device), batch.ids, config.augment, seed=seed, epoch=epoch)
+    loss = combined_loss(model, pixels, batch.labels.to(device), config, generator(seed, "step", step), learns)
     if not math.isfinite(loss.item()):
         raise NonFiniteError(f"{config.regime}: the loss is {loss.item()} at step {step + 1}. Try lower rates.")
     share = schedule(step, config, len(images) // config.batch_size)

@@ -101,7 +101,7 @@ class TrainConfig(Settings):
     subset_sizes: Literal["uniform", "log_uniform"] = Field(
         "log_uniform", description="How `token_dropout` and `nested` draw the number of tokens, from 1 to all."
     )
-    augment: AugmentConfig = Field(AugmentConfig(), description="Random crops and flips of the training images.")
+    augment: AugmentConfig = Field(AugmentConfig(), description="Random changes of the training images.")
     validate_every: Positive = Field(250, description="Steps between measurements on validation images.")
     validation_images: Positive = Field(256, description="Validation images measured, the first ones.")
     checkpoint_every: Positive = Field(250, description="Steps between checkpoints; two are kept.")
@@ -140,7 +140,12 @@ class ProbeConfig(Settings):
     weight_decays: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (1e-2,), min_length=1, description="Weight decays tried; validation chooses."
     )
-    views: int = Field(0, ge=0, description="Augmented copies of each training image beside the image itself.")
+    views: int = Field(
+        0,
+        ge=0,
+        description="Augmented copies of each training image beside the image itself, their features kept on disk. "
+        "Published frozen fields often use 50.",
+    )
     augment: AugmentConfig = Field(AugmentConfig(crop=4, flip=True), description="How those copies are made.")
     neighbours: tuple[Positive, ...] = Field(
         (1, 5, 20, 200), min_length=1, description="k of k-NN; validation chooses."
@@ -182,7 +187,7 @@ class RegimeConfig(Settings):
     token_drop: float = Field(0.0, ge=0, lt=1, description="Share of tokens whose maps are blanked in a step.")
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the averaged weights that are judged; 0 averages none.")
     patience: int = Field(0, ge=0, description="Stop after this many epochs without a better validation; 0 never.")
-    augment: AugmentConfig = Field(AugmentConfig(), description="Random crops and flips of the training images.")
+    augment: AugmentConfig = Field(AugmentConfig(), description="Random changes of the training images.")
 
 
 class StudyConfig(Settings):

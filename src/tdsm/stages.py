@@ -8,7 +8,7 @@ import torch
 
 from tdsm import io, processes
 from tdsm.data import Data, load_data
-from tdsm.data.augment import augment
+from tdsm.data.augment import check_augment
 from tdsm.decomposition import check_method
 from tdsm.errors import CheckpointError, ResourceError, UsageError
 from tdsm.evaluate import QUALITY, Run, chosen_rows, fit_rows, new_field, notes, reconstruction_of, score_rows
@@ -37,14 +37,13 @@ def check(config: RunConfig, data: Data) -> None:
     """
     device_of(config)
     chosen_rows(config.probe.rows)
-    images, ids = data.train.images[:1], data.train.ids[:1]
-    field = initial_field(config, images.shape[1])
+    channels, *size = data.train.images.shape[1:]
+    field = initial_field(config, channels)
     select_tokens(field.config.num_tokens, parse_selection(config.maps.selection))
     check_method(field, config.maps.method)
     check_training(field, data.train, config.train)
     if config.probe.views:
-        change = config.probe.augment
-        augment(images, ids, seed=0, epoch=0, crop=change.crop, flip=change.flip)
+        check_augment(config.probe.augment, *size)
 
 
 def train(path: Path, data: Data) -> Run:

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tdsm import processes
 from tdsm.data import Data, ImageSet
-from tdsm.data.augment import augment
+from tdsm.data.augment import augment, check_augment
 from tdsm.errors import DataError, NonFiniteError, UsageError
 from tdsm.field import NeuralField
 from tdsm.metrics import psnr
@@ -146,7 +146,7 @@ def check_training(field: NeuralField, images: ImageSet, config: TrainConfig) ->
             f"train: {len(images)} training images are fewer than a batch of {config.batch_size}. "
             "Set --train.batch-size lower."
         )
-    augment(images.images[:1], images.ids[:1], seed=0, epoch=0, crop=config.augment.crop, flip=config.augment.flip)
+    check_augment(config.augment, *images.images.shape[2:])
 
 
 def train_step(
@@ -165,11 +165,9 @@ def train_step(
     shares, whole = processes.shares(config.batch_size, config.accumulate), torch.zeros((), device=device)
     for rows in shares:
         batch = images.subset(indices[rows])
-        pixels = augment(
-            batch.floats(), batch.ids, seed=seed, epoch=epoch, crop=config.augment.crop, flip=config.augment.flip
-        )
+        pixels = augment(batch.floats().to(device), batch.ids, config.augment, seed=seed, epoch=epoch)
         with _gradients_kept(loss, is_last=rows == shares[-1]):
-            part = len(batch) / config.batch_size * loss(pixels.to(device), step, rows.start)
+            part = len(batch) / config.batch_size * loss(pixels, step, rows.start)
             (processes.count() * part).backward()  # which the processes average
         whole += part.detach()
     value = processes.total(whole).item()

@@ -1,13 +1,16 @@
-"""Random shifts and mirrors whose draw belongs to the sample, not to the order of drawing.
+"""Random moves and colour changes whose draw belongs to the sample, not to the order of drawing.
 
-A sample's draw is a hash of (seed, "augment", epoch, id): a counter-based generator. Batch size, order, number of
+A sample's draw is a hash of (seed, stream, epoch, id): a counter-based generator. Batch size, order, number of
 processes and resuming cannot change it. The hash is SplitMix64's mixer (Steele, Lea, Flood 2014) over the id's
-position in the stream whose start comes from `tdsm.randomness`.
+position in the stream whose start comes from `tdsm.randomness`. Pixels are worked on where they are.
 """
+
+import math
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Shaped
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,59 +18,121 @@ from tdsm.data.config import AugmentConfig
 from tdsm.errors import UsageError
 from tdsm.randomness import derive_seed
 
-__all__ = ["AugmentConfig", "augment"]
+__all__ = ["AugmentConfig", "augment", "check_augment"]
 
-DRAWS = 3  # row shift, column shift, mirror
+MOVES = ("down", "right", "mirror")
+SHAPES = ("rotate", "zoom", "brightness", "contrast", "saturation")
+GREY = (0.299, 0.587, 0.114)  # of R, G, B: Rec. 601
 
 
 def augment(
     images: Shaped[Tensor, "batch channels height width"],
     ids: Int64[Tensor, "batch"],
+    config: AugmentConfig,
     *,
     seed: int,
     epoch: int,
-    crop: int,
-    flip: bool,
 ) -> Shaped[Tensor, "batch channels height width"]:
-    """Shift each image by up to `crop` pixels and mirror about half of them.
+    """Change each image at random, as the settings say; the default changes nothing.
 
-    As padding by `crop` with reflection (the edge pixel is not repeated), cutting a window of the old size at a
-    uniform place, and mirroring left to right with probability 1/2. Values are moved, never changed.
+    Crop and flip move values and never change them: padding by `crop` with reflection (the edge pixel is not
+    repeated), cutting a window of the old size at a uniform place, mirroring left to right with probability 1/2.
+
+    Rotation and zoom move coordinates: the pixel at p, in pixels from the centre, takes what was at
+
+        R(θ) p / f,     θ uniform in ± rotate degrees,   log f uniform in ± log(1 + zoom)
+
+    bilinear, edges filled by reflection. Colours then change on [0, 1], with u uniform in ± the setting, in this order,
+    and are clipped to it:
+
+        brightness  y ← (1 + u) y
+        contrast    y ← g̅ + (1 + u) (y − g̅),   g̅: mean over the image of its grey
+        saturation  y ← g + (1 + u) (y − g),    g: the pixel's grey, 0.299 R + 0.587 G + 0.114 B
 
     >>> images, ids = torch.arange(4.0).view(1, 1, 1, 4), torch.tensor([7])
-    >>> augment(images, ids, seed=0, epoch=0, crop=0, flip=False)
+    >>> augment(images, ids, AugmentConfig(), seed=0, epoch=0)
     tensor([[[[0., 1., 2., 3.]]]])
 
     Args:
-        images: Any dtype, any device.
+        images: Any dtype for crop and flip, floating point in [-1, 1] for the others; any device.
         ids: Stable sample ids; the same id gets the same draw.
+        config: What changes, and how far.
         seed: The run's seed.
         epoch: Each epoch draws anew.
-        crop: Largest shift in pixels, smaller than the image's sides.
-        flip: Whether to mirror.
 
     Raises:
-        UsageError: If `crop` is negative or not smaller than height and width.
+        UsageError: If the crop is not smaller than height and width, or images are not of the kind they must be.
     """
-    height, width = images.shape[2:]
-    if crop < 0 or (crop and crop >= min(height, width)):
+    check_augment(config, *images.shape[2:])
+    if config.crop or config.flip:
+        images = _moved(images, _bits(ids, seed, epoch, "augment", len(MOVES)), config)
+    if not any(getattr(config, name) for name in SHAPES):
+        return images
+    if not images.is_floating_point():
+        raise UsageError(f"augment: images are {images.dtype}, expected floating point in [-1, 1] to change them so.")
+    draws = dict(zip(SHAPES, _uniform(ids, seed, epoch).to(images).T, strict=True))
+    if config.rotate or config.zoom:
+        images = _turned(images, config.rotate * draws["rotate"], (1 + config.zoom) ** draws["zoom"])
+    return _coloured(images, {name: 1 + getattr(config, name) * draws[name] for name in SHAPES[2:]}, config)
+
+
+def check_augment(config: AugmentConfig, height: int, width: int) -> None:
+    """Raise `UsageError` if images of this size cannot be changed so."""
+    if config.crop and config.crop >= min(height, width):
         raise UsageError(
-            f"augment: crop is {crop}, expected 0 to {min(height, width) - 1} for {height}×{width} images."
+            f"augment: crop is {config.crop}, expected 0 to {min(height, width) - 1} for {height}×{width} images."
         )
-    bits = _bits(ids, seed, epoch)
-    down, right = (bits[:, :2] % np.uint64(2 * crop + 1)).astype(np.int64).T - crop
+
+
+def _moved(images: Tensor, bits: NDArray[np.uint64], config: AugmentConfig) -> Tensor:
+    height, width = images.shape[2:]
+    down, right = (bits[:, :2] % np.uint64(2 * config.crop + 1)).astype(np.int64).T - config.crop
     rows = _reflect(np.arange(height) + down[:, None], height)
     columns = _reflect(np.arange(width) + right[:, None], width)
-    if flip:
+    if config.flip:
         is_mirrored = (bits[:, 2] >> np.uint64(63)).astype(bool)
         columns[is_mirrored] = columns[is_mirrored, ::-1]
     return _take(images, torch.from_numpy(rows), torch.from_numpy(columns))
 
 
-def _bits(ids: Tensor, seed: int, epoch: int) -> NDArray[np.uint64]:
-    """Hash every id into `DRAWS` independent 64-bit words."""
-    start = np.uint64(derive_seed(seed, "augment", epoch))
-    counter = ids.cpu().numpy().astype(np.uint64)[:, None] * np.uint64(DRAWS) + np.arange(1, DRAWS + 1, dtype=np.uint64)
+def _turned(images: Tensor, degrees: Float[Tensor, " batch"], factor: Float[Tensor, " batch"]) -> Tensor:
+    """Rotate counterclockwise and magnify about the centre; coordinates as in `tdsm.coords`, corners at ±1."""
+    height, width = images.shape[2:]
+    aspect = max(1, height - 1) / max(1, width - 1)
+    cos, sin = torch.cos(torch.deg2rad(degrees)) / factor, torch.sin(torch.deg2rad(degrees)) / factor
+    zero = torch.zeros_like(cos)
+    x, y = torch.stack([cos, -sin * aspect, zero], -1), torch.stack([sin / aspect, cos, zero], -1)
+    places = F.affine_grid(torch.stack([x, y], 1), list(images.shape), align_corners=True)
+    return F.grid_sample(images, places, mode="bilinear", padding_mode="reflection", align_corners=True)
+
+
+def _coloured(images: Tensor, scale: dict[str, Tensor], config: AugmentConfig) -> Tensor:
+    if not (config.brightness or config.contrast or config.saturation):
+        return images
+    brightness, contrast, saturation = (scale[name][:, None, None, None] for name in SHAPES[2:])
+    colours = (images + 1) / 2 * brightness
+    mean = _grey(colours).mean((2, 3), keepdim=True)
+    colours = mean + contrast * (colours - mean)
+    grey = _grey(colours)
+    colours = grey + saturation * (colours - grey)
+    return 2 * colours.clamp(0, 1) - 1
+
+
+def _grey(colours: Tensor) -> Float[Tensor, "batch 1 height width"]:
+    weights = colours.new_tensor(GREY) if colours.shape[1] == 3 else colours.new_full(colours.shape[1:2], 1.0)
+    return torch.einsum("bchw,c->bhw", colours, weights / weights.sum())[:, None]
+
+
+def _uniform(ids: Tensor, seed: int, epoch: int) -> Float[Tensor, "batch draws"]:
+    """Draw numbers in [-1, 1), one of `SHAPES` each."""
+    bits = _bits(ids, seed, epoch, "augment shapes", len(SHAPES)) >> np.uint64(11)
+    return torch.from_numpy(bits.astype(np.float64) * math.ldexp(2.0, -53) - 1)
+
+
+def _bits(ids: Tensor, seed: int, epoch: int, stream: str, draws: int) -> NDArray[np.uint64]:
+    """Hash every id into independent 64-bit words."""
+    start = np.uint64(derive_seed(seed, stream, epoch))
+    counter = ids.cpu().numpy().astype(np.uint64)[:, None] * np.uint64(draws) + np.arange(1, draws + 1, dtype=np.uint64)
     word: NDArray[np.uint64] = np.multiply(counter, np.uint64(0x9E3779B97F4A7C15)) + start
     word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

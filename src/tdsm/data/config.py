@@ -51,3 +51,8 @@ class AugmentConfig(BaseModel):
 
     crop: int = Field(0, ge=0, description="Shift images by up to this many pixels, edges filled by reflection.")
     flip: bool = Field(False, description="Mirror half of the images left to right.")
+    rotate: float = Field(0.0, ge=0, le=180, description="Rotate by up to this many degrees either way.")
+    zoom: float = Field(0.0, ge=0, lt=4, description="Magnify or shrink by a factor of up to 1 + this.")
+    brightness: float = Field(0.0, ge=0, lt=1, description="Scale colours by 1 ± up to this.")
+    contrast: float = Field(0.0, ge=0, lt=1, description="Scale distances to the image's mean grey by 1 ± up to this.")
+    saturation: float = Field(0.0, ge=0, lt=1, description="Scale distances to each pixel's grey by 1 ± up to this.")
