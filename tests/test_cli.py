@@ -277,6 +277,8 @@ def test_rows_can_be_added_but_not_fitted_another_way(capsys, tmp_path):
     before = content(path)
     text = fails(capsys, 2, "classify", path, "--probe.epochs", 3)
     assert "its rows were fitted with other settings: probe.epochs: 2 -> 3." in text
+    text = fails(capsys, 2, "classify", path, "--probe.seeds", 3)
+    assert "its rows were fitted with other settings: probe.seeds: 1 -> 3." in text
     assert "rows: unknown tdsm-av" in fails(capsys, 2, "classify", path, "--probe.rows", "tdsm-av")
     assert content(path) == before
     assert tdsm("classify", path, "--probe.rows", "tdsm-avg", "tdsm-max") == 0
@@ -289,8 +291,8 @@ def test_rows_can_be_added_but_not_fitted_another_way(capsys, tmp_path):
 def test_settings_given_before_the_first_row_are_kept(capsys, tmp_path):
     path = demo(tmp_path / "run")
     shutil.rmtree(path / "rows")
-    assert tdsm("classify", path, "--probe.rows", "tdsm-avg", "--probe.epochs", 3) == 0
-    assert read_config(path) == tiny(probe__epochs=3, probe__rows=("tdsm-avg",))
+    assert tdsm("classify", path, "--probe.rows", "tdsm-avg", "--probe.epochs", 3, "--probe.seeds", 2) == 0
+    assert read_config(path) == tiny(probe__epochs=3, probe__seeds=2, probe__rows=("tdsm-avg",))
 
 
 def test_classify_shows_the_runs_own_settings_as_defaults(capsys, tmp_path):

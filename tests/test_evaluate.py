@@ -5,20 +5,33 @@ import shutil
 import pytest
 import torch
 
-from tdsm import evaluate, frozen
+from tdsm import evaluate, frozen, io
 from tdsm.baselines import ROWS
 from tdsm.data.augment import augment
 from tdsm.errors import CheckpointError, SpaceWarning, UsageError
 from tdsm.evaluate import Run, chosen_rows, fit_rows, new_field, notes, read_predictions, samples, score_rows
+from tdsm.metrics import accuracy_interval
 from tdsm.stages import finished, initial_field
 from tests import pipeline
-from tests.pipeline import content, demo, digits, tiny
+from tests.pipeline import content, demo, digits, tdsm, tiny, write_yaml
 
 
 @pytest.fixture
 def run(tmp_path):
     """A finished run, its fitted and scored rows included."""
     return finished(demo(tmp_path / "run"), digits())
+
+
+SEEDED_ROWS = ("tdsm-avg", "pixels-knn", "tokens-mean")
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """A finished run of three seeds; only to be read."""
+    folder = tmp_path_factory.mktemp("seeds")
+    config = write_yaml(folder / "tiny.yaml", probe__seeds=3, probe__rows=SEEDED_ROWS)
+    assert tdsm("demo", "--config", config, "--run", folder / "run") == 0
+    return finished(folder / "run", digits())
 
 
 @pytest.fixture
@@ -173,7 +186,7 @@ def test_the_table_says_what_the_predictions_say(run):
     assert [row["name"] for row in table] == list(pipeline.ROWS)
     assert table == json.loads((run.path / "table.json").read_text())
     for row in table:
-        predicted = read_predictions(run.path, row["name"])
+        (predicted,) = read_predictions(run.path, row["name"])
         correct = sum(int(a == b) for a, b in zip(predicted.tolist(), run.data.test.labels.tolist(), strict=True))
         assert (row["n_test"], row["correct"], row["accuracy"]) == (60, correct, correct / 60)
         z, p = 1.959963984540054, correct / 60
@@ -189,7 +202,7 @@ def test_the_table_says_what_the_predictions_say(run):
 def test_a_stored_head_is_the_one_that_validation_chose(run):
     choice = json.loads((run.path / "rows" / "tdsm-avg" / "choice.json").read_text())
     validation = samples(run, ROWS["tdsm-avg"], "validation")
-    fitted = evaluate._fit(run, ROWS["tdsm-avg"], samples(run, ROWS["tdsm-avg"], "train"), validation)
+    (fitted,) = evaluate._fit(run, ROWS["tdsm-avg"], samples(run, ROWS["tdsm-avg"], "train"), validation)
     assert choice["validation_accuracy"] == fitted.accuracy
     assert choice["settings"] == fitted.settings
     assert (frozen.predict(fitted.classifier, validation.features, "cpu") == validation.labels).double().mean() == (
@@ -198,8 +211,6 @@ def test_a_stored_head_is_the_one_that_validation_chose(run):
 
 
 def test_predictions_are_kept_with_the_ids_they_are_for(run):
-    from tdsm import io
-
     stored = io.read_tensors(run.path / "results" / "pixels-knn.safetensors")
     assert torch.equal(stored["ids"], run.data.test.ids)
 
@@ -209,6 +220,115 @@ def test_a_row_that_is_not_fitted_is_named_with_what_to_do(run):
     (run.path / "results" / "tdsm-knn.json").unlink()
     with pytest.raises(CheckpointError, match=rf"row tdsm-knn is not fitted yet. First: tdsm classify {run.path}"):
         score_rows(run)
+
+
+# ---------------------------------------------------------------- several seeds
+
+
+def choice_of(run, name):
+    return json.loads((run.path / "rows" / name / "choice.json").read_text())
+
+
+def test_the_first_of_several_seeds_is_the_only_one_of_one(run, three):
+    for name in SEEDED_ROWS:
+        (one,), seeds = read_predictions(run.path, name), read_predictions(three.path, name)
+        assert torch.equal(seeds[0], one)
+        alone, first = choice_of(run, name), choice_of(three, name)
+        assert all(first[key] == alone[key] for key in alone if key != "seconds")
+    weights = "rows/*/model.safetensors"
+    same = content(three.path, weights)
+    assert len(same) == 2
+    assert same.items() <= content(run.path, weights).items()
+
+
+def test_further_seeds_are_heads_of_their_own_chosen_at_the_firsts_rate_and_decay(three):
+    row = ROWS["tdsm-avg"]
+    choices = evaluate._fit(three, row, samples(three, row, "train"), samples(three, row, "validation"))
+    choice, validation = choice_of(three, "tdsm-avg"), samples(three, row, "validation")
+    assert len({choice["settings"]["learning_rate"], *(c.settings["learning_rate"] for c in choices)}) == 1
+    for number, (kept, fitted) in enumerate(zip([choice, *choice["further"]], choices, strict=True)):
+        assert (kept["validation_accuracy"], kept["settings"]) == (fitted.accuracy, fitted.settings)
+        assert frozen.accuracy_of(fitted.classifier, validation, "cpu") == pytest.approx(fitted.accuracy)
+        file = three.path / "rows" / "tdsm-avg" / (f"seed-{number}.safetensors" if number else "model.safetensors")
+        weights = io.read_tensors(file)
+        assert all(torch.equal(value, weights[name]) for name, value in fitted.classifier.state_dict().items())
+    heads = content(three.path, "rows/tdsm-avg/*.safetensors")
+    assert len(set(heads.values())) == len(heads) == 3
+    assert stored(three, "tdsm-avg")["validation_accuracy"] == pytest.approx(sum(c.accuracy for c in choices) / 3)
+
+
+def test_a_row_of_several_seeds_is_their_mean_with_deviation_and_interval(three):
+    for name in ("tdsm-avg", "tokens-mean"):
+        row, seeds = stored(three, name), read_predictions(three.path, name)
+        is_right = seeds == three.data.test.labels
+        accuracies = is_right.double().mean(dim=1)
+        assert row["accuracies"] == pytest.approx(accuracies.tolist())
+        assert row["accuracy"] == pytest.approx(accuracies.mean().item())
+        assert row["deviation"] == pytest.approx(accuracies.std(correction=1).item())
+        assert (row["low"], row["high"]) == accuracy_interval(is_right)
+        assert "correct" not in row
+    for words in ((three.path / "table.md").read_text(), " ".join(notes(three))):
+        assert "means over 3 seeds" in words
+
+
+def test_neighbours_have_no_seed(run, three):
+    assert sorted(file.name for file in (three.path / "rows" / "pixels-knn").iterdir()) == [
+        "choice.json",
+        "manifest.json",
+    ]
+    one, same = stored(run, "pixels-knn"), stored(three, "pixels-knn")
+    assert {**one, "seconds": 0} == {**same, "seconds": 0}
+    lines = [line for line in (three.path / "table.md").read_text().splitlines() if line.startswith("|")]
+    column = [cell.strip() for cell in lines[0].split("|")].index("deviation")
+    deviations = {line.split("|")[1].split()[0]: line.split("|")[column].strip() for line in lines[2:]}
+    assert deviations["pixels-knn"] == "–"
+    assert deviations["tdsm-avg"] == f"{100 * stored(three, 'tdsm-avg')['deviation']:.1f}"
+
+
+def test_test_is_read_once_a_row_and_seed(three, tmp_path, monkeypatch):
+    shutil.copytree(three.path, tmp_path / "run")
+    run, read, whole = Run(tmp_path / "run", three.config, three.data, three.field), [], evaluate.predict
+    shutil.rmtree(run.path / "results")
+    monkeypatch.setattr(evaluate, "predict", lambda *arguments: read.append(len(arguments[1])) or whole(*arguments))
+    first = score_rows(run)
+    assert read == [60] * 2 * 3
+    assert score_rows(run) == first == json.loads((three.path / "table.json").read_text())
+    assert read == [60] * 2 * 3
+
+
+@pytest.mark.parametrize("fits", [1, 5], ids=["in_the_first_row", "in_the_second_head"])
+def test_fitting_interrupted_between_seeds_ends_as_if_it_had_not_been(three, tmp_path, monkeypatch, fits):
+    shutil.copytree(three.path, tmp_path / "run")
+    run, whole, made = Run(tmp_path / "run", three.config, three.data, three.field), frozen.fit_head, []
+    shutil.rmtree(run.path / "rows")
+
+    def interrupted(*arguments):
+        if len(made) == fits:
+            raise KeyboardInterrupt
+        made.append(arguments)
+        return whole(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frozen, "fit_head", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit_rows(run, silent)
+    assert list(content(run.path, "rows/*/choice.json")) == [
+        f"rows/{name}/choice.json" for name in sorted(SEEDED_ROWS[: fits // 2])
+    ]
+    fit_rows(run, silent)
+    assert content(run.path, "rows/*/*.safetensors") == content(three.path, "rows/*/*.safetensors")
+    for name in SEEDED_ROWS:
+        assert {**choice_of(run, name), "seconds": 0} == {**choice_of(three, name), "seconds": 0}
+
+
+def test_a_run_from_before_there_were_seeds_reads_as_one_seed(run):
+    config = json.loads((run.path / "config.json").read_text())
+    del config["probe"]["seeds"]
+    (run.path / "config.json").write_text(json.dumps(config))
+    before = content(run.path, "results/*", "rows/**/*", "table.*", "report.html")
+    shutil.rmtree(run.path / "results")
+    assert [tdsm(verb, run.path) for verb in ("classify", "evaluate", "report")] == [0, 0, 0]
+    assert content(run.path, "results/*", "rows/**/*", "table.*", "report.html") == before
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "choice.json"])

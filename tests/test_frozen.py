@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 
 from tdsm import frozen, store
 from tdsm.errors import NonFiniteError
-from tdsm.frozen import Samples, channel_statistics, fit_head, fit_knn, predict, predict_knn
+from tdsm.frozen import Samples, channel_statistics, fit_head, fit_knn, fit_seeds, predict, predict_knn
 from tdsm.knn import knn_scores
 from tdsm.settings import HeadConfig, ProbeConfig
 from tdsm.store import Rows
@@ -101,7 +101,7 @@ def test_the_best_epoch_is_kept_not_the_last(monkeypatch):
 
 
 def test_choosing_cannot_see_the_test_split():
-    for function in (fit_head, fit_knn):
+    for function in (fit_head, fit_seeds, fit_knn):
         assert [name for name in inspect.signature(function).parameters if "test" in name] == []
         assert set(inspect.signature(function).parameters) >= {"train", "validation"}
 
@@ -138,6 +138,24 @@ def test_a_loss_that_is_no_number_is_named():
     broken = Samples(Rows([everything(train) * float("nan")]), train.labels)
     with pytest.raises(NonFiniteError, match="head avg: the loss is nan at learning rate"):
         fit(train=broken)
+
+
+def test_further_seeds_are_trained_at_what_the_first_chose(monkeypatch):
+    train, validation, seen, whole = make(60, 1, noise=3.0), make(30, 2, noise=3.0), [], frozen._fit_once
+
+    def spy(*arguments):
+        seen.append(arguments[-4:])
+        return whole(*arguments)
+
+    monkeypatch.setattr(frozen, "_fit_once", spy)
+    config = PROBE.model_copy(update={"seeds": 3})
+    choices = fit_seeds(HeadConfig(), train, validation, 3, config, 7, "cpu")
+    rate, decay = (choices[0].settings[name] for name in ("learning_rate", "weight_decay"))
+    assert [arguments[0] for arguments in seen[:4]] == [7] * 4
+    assert [arguments[2:] for arguments in seen[4:]] == [(rate, decay)] * 2
+    assert len({arguments[0] for arguments in seen}) == 3
+    assert torch.equal(weights(choices[0]), weights(fit_head(HeadConfig(), train, validation, 3, PROBE, 7, "cpu")))
+    assert not torch.equal(weights(choices[1]), weights(choices[2]))
 
 
 def test_neighbours_are_chosen_on_validation_the_fewest_on_a_tie():

@@ -1,14 +1,19 @@
-"""Fit every head and baseline of a run, choose on validation, read the test split once a row, and tabulate."""
+"""Fit every head and baseline of a run, choose on validation, read the test split once a row and seed, and tabulate.
+
+A row's folder holds `choice.json` and `model.safetensors` of its first seed, `seed-1.safetensors` and so on of further
+ones, whose validation accuracy and settings stand under `further` in `choice.json`. k-NN has one seed and no weights.
+"""
 
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tdsm import io
@@ -19,9 +24,9 @@ from tdsm.decomposition import missing_space
 from tdsm.errors import CheckpointError, UsageError
 from tdsm.extract import extract
 from tdsm.field import NeuralField, count_parameters, load_strictly
-from tdsm.frozen import Choice, Samples, fit_head, fit_knn, predict, predict_knn
+from tdsm.frozen import Choice, Samples, fit_knn, fit_seeds, predict, predict_knn
 from tdsm.heads import make_head
-from tdsm.metrics import wilson_interval
+from tdsm.metrics import accuracy_interval
 from tdsm.randomness import derive_seed
 from tdsm.settings import FieldConfig, HeadConfig, RunConfig
 from tdsm.store import open_store
@@ -70,27 +75,25 @@ def fit_rows(run: Run, say: Callable[[str], None]) -> None:
             continue
         train, validation = samples(run, row, "train"), samples(run, row, "validation")
         began = time.monotonic()
-        choice = _fit(run, row, train, validation)
+        choices = _fit(run, row, train, validation)
         seconds = time.monotonic() - began
-        io.write_folder(folder, partial(_write_choice, choice=choice, seconds=seconds))
-        say(f"{name}: validation {100 * choice.accuracy:.1f} %, {seconds:.1f} s")
+        io.write_folder(folder, partial(_write_choices, choices=choices, seconds=seconds))
+        say(f"{name}: validation {100 * fmean(choice.accuracy for choice in choices):.1f} %, {seconds:.1f} s")
 
 
 def score_rows(run: Run) -> list[dict]:
-    """Score every fitted row on the test split, once, and return the table."""
+    """Score every fitted row on the test split, once a seed, and return the table; accuracies are means over seeds."""
     table = []
     for name, row in chosen_rows(run.config.probe.rows).items():
         result = run.path / RESULTS / f"{name}.json"
         if not result.exists():
             predicted, choice = _predict_test(run, name, row)
-            labels = run.data.test.labels
-            correct, total = int((predicted == labels).sum()), len(labels)
-            low, high = wilson_interval(correct, total)
-            io.write_tensors(result.with_suffix(".safetensors"), {"ids": run.data.test.ids, "predicted": predicted})
+            tensors = {"ids": run.data.test.ids, "predicted": predicted.squeeze(0)}
+            io.write_tensors(result.with_suffix(".safetensors"), tensors)
             entry: dict[str, Any] = {"name": name, "role": row.role, "features": row.features, "meaning": row.meaning}
-            entry |= {"head": row.head.pool if row.head else "knn", "n_test": total, "correct": correct}
-            entry |= {"accuracy": correct / total, "low": low, "high": high}
-            entry |= {key: choice[key] for key in ("validation_accuracy", "settings", "parameters", "seconds")}
+            entry |= {"head": row.head.pool if row.head else "knn"} | _scores(predicted == run.data.test.labels)
+            entry |= {"validation_accuracy": fmean(fit["validation_accuracy"] for fit in _fits(choice))}
+            entry |= {key: choice[key] for key in ("settings", "parameters", "seconds")}
             io.write_json(result, entry)
         table.append(io.read_json(result))
     io.write_json(run.path / "table.json", table)
@@ -104,9 +107,9 @@ def reconstruction_of(run: Run) -> dict:
     return io.read_json(run.path / QUALITY)
 
 
-def read_predictions(path: Path, name: str) -> Int[Tensor, " samples"]:
-    """Return the classes that a scored row gave the test samples, in their order."""
-    return io.read_tensors(path / RESULTS / f"{name}.safetensors")["predicted"]
+def read_predictions(path: Path, name: str) -> Int[Tensor, "seeds samples"]:
+    """Return the classes that every seed of a scored row gave the test samples, in their order."""
+    return torch.atleast_2d(io.read_tensors(path / RESULTS / f"{name}.safetensors")["predicted"])
 
 
 def samples(run: Run, row: Row, split: str) -> Samples:
@@ -139,27 +142,56 @@ def notes(run: Run) -> list[str]:
     """List, in plain sentences, what a reader of the run's numbers must know."""
     method = run.config.maps.method
     words = missing_space(run.field) if method == "solo" else f"The maps of the tdsm rows show the method {method!r}."
-    return [*run.data.notes, *([words] if words else [])]
+    return [*run.data.notes, *(sentence for sentence in (words, _seed_words(run.config.probe.seeds)) if sentence)]
 
 
-def _fit(run: Run, row: Row, train: Samples, validation: Samples) -> Choice:
+def _seed_words(seeds: int) -> str | None:
+    if seeds == 1:
+        return None
+    return (
+        f"Accuracies of heads are means over {seeds} seeds, deviations those of seeds, in points; intervals hold the "
+        "sampling of images and of seeds. k-NN has no seed."
+    )
+
+
+def _fit(run: Run, row: Row, train: Samples, validation: Samples) -> list[Choice]:
+    """Fit a row once a seed; k-NN has none and is fitted once."""
     classes, probe = len(run.data.train.classes), run.config.probe
     if row.head is None:
-        return fit_knn(train, validation, classes, probe)
-    return fit_head(row.head, train, validation, classes, probe, run.config.seed, run.device)
+        return [fit_knn(train, validation, classes, probe)]
+    return fit_seeds(row.head, train, validation, classes, probe, run.config.seed, run.device)
 
 
-def _write_choice(folder: Path, choice: Choice, seconds: float) -> None:
-    entry = {"validation_accuracy": choice.accuracy, "settings": choice.settings, "seconds": seconds, "parameters": 0}
-    if choice.classifier is not None:
-        classifier = choice.classifier
-        entry["parameters"] = count_parameters(classifier)
-        entry["head"] = classifier.config.model_dump()
-        io.write_tensors(folder / WEIGHTS, classifier.state_dict())
-    io.write_json(folder / CHOICE, entry)
+def _write_choices(folder: Path, choices: list[Choice], seconds: float) -> None:
+    fits = [{"validation_accuracy": choice.accuracy, "settings": choice.settings} for choice in choices]
+    entry: dict[str, Any] = {**fits[0], "seconds": seconds, "parameters": 0}
+    for number, choice in enumerate(choices):
+        if (classifier := choice.classifier) is not None:
+            entry |= {"parameters": count_parameters(classifier), "head": classifier.config.model_dump()}
+            io.write_tensors(folder / _weights(number), classifier.state_dict())
+    io.write_json(folder / CHOICE, entry | ({"further": fits[1:]} if fits[1:] else {}))
 
 
-def _predict_test(run: Run, name: str, row: Row) -> tuple[Int[Tensor, " samples"], dict]:
+def _fits(choice: dict) -> list[dict]:
+    """Return what validation chose for every seed, of the content of a choice.json."""
+    return [choice, *choice.get("further", [])]
+
+
+def _weights(number: int) -> str:
+    return f"seed-{number}.safetensors" if number else WEIGHTS
+
+
+def _scores(is_right: Bool[Tensor, "seeds samples"]) -> dict[str, Any]:
+    """Return a row's test accuracy with its interval; of several seeds their mean, each of them, and the deviation."""
+    correct, total = is_right.sum(dim=1).tolist(), is_right.shape[1]
+    accuracies = [count / total for count in correct]
+    several = {"accuracies": accuracies, "deviation": stdev(accuracies)} if len(accuracies) > 1 else {}
+    low, high = accuracy_interval(is_right)
+    counts = {"n_test": total} if several else {"n_test": total, "correct": correct[0]}
+    return counts | {"accuracy": fmean(accuracies), "low": low, "high": high} | several
+
+
+def _predict_test(run: Run, name: str, row: Row) -> tuple[Int[Tensor, "seeds samples"], dict]:
     folder = run.path / ROWS_FOLDER / name
     if not folder.is_dir():
         raise CheckpointError(f"{run.path}: row {name} is not fitted yet. First: tdsm classify {run.path}")
@@ -169,9 +201,12 @@ def _predict_test(run: Run, name: str, row: Row) -> tuple[Int[Tensor, " samples"
     if row.head is None:
         settings = choice["settings"]
         train = samples(run, row, "train")
-        return predict_knn(test.features, train, classes, settings["neighbours"], settings["temperature"]), choice
+        voted = predict_knn(test.features, train, classes, settings["neighbours"], settings["temperature"])
+        return voted[None], choice
     head = HeadConfig.model_validate(choice["head"])
     height, width, maps = test.features.shape[1:]
-    classifier = make_head(head, maps, classes, (height, width))
-    load_strictly(classifier, io.read_tensors(folder / WEIGHTS), where=str(folder))
-    return predict(classifier, test.features, run.device), choice
+    classifier, predicted = make_head(head, maps, classes, (height, width)), []
+    for number in range(len(_fits(choice))):
+        load_strictly(classifier, io.read_tensors(folder / _weights(number)), where=str(folder))
+        predicted.append(predict(classifier, test.features, run.device))
+    return torch.stack(predicted), choice

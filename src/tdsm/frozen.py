@@ -62,6 +62,20 @@ def fit_head(
     return best
 
 
+def fit_seeds(
+    head: HeadConfig, train: Samples, validation: Samples, num_classes: int, config: ProbeConfig, seed: int, device: str
+) -> list[Choice]:
+    """Choose with the first seed, then train a head for each further one at that learning rate and weight decay.
+
+    Every seed keeps its own epoch, the one that is best on validation.
+    """
+    first = fit_head(head, train, validation, num_classes, config, seed, device)
+    rate, decay = first.settings["learning_rate"], first.settings["weight_decay"]
+    chosen = config.model_copy(update={"learning_rates": (rate,), "weight_decays": (decay,)})
+    seeds = [derive_seed(seed, "probe", number) for number in range(1, config.seeds)]
+    return [first, *(fit_head(head, train, validation, num_classes, chosen, other, device) for other in seeds)]
+
+
 def fit_knn(train: Samples, validation: Samples, num_classes: int, config: ProbeConfig) -> Choice:
     """Choose the number of neighbours on validation, with the training samples as references."""
     accuracies = {k: _knn_accuracy(train, validation, num_classes, k, config.temperature) for k in config.neighbours}

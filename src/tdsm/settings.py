@@ -132,6 +132,11 @@ class ProbeConfig(Settings):
     """How every head and baseline is trained and chosen: the same way for all of them."""
 
     rows: tuple[str, ...] = Field((), description="Rows of the table, by name; all of them if not set.")
+    seeds: Positive = Field(
+        1,
+        description="Seeds of every head: hyperparameters are chosen with the first, on validation; then a head is "
+        "trained for each.",
+    )
     epochs: Positive = Field(40, description="Passes over the training features.")
     batch_size: Positive = Field(128, description="Samples a step.")
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(

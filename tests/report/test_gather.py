@@ -110,13 +110,24 @@ def test_confusions_are_of_the_rows_that_validation_chose(run, monkeypatch):
     plt.close("all")
     for role, (matrix, classes) in zip(("tdsm", "baseline"), calls, strict=True):
         row = best(read(run, "table"), role)
-        predicted = read_predictions(run.path, row["name"])
+        (predicted,) = read_predictions(run.path, row["name"])
         expected = np.zeros((10, 10), dtype=int)
         np.add.at(expected, (run.data.test.labels.numpy(), predicted.numpy()), 1)
         np.testing.assert_array_equal(matrix, expected)
         assert np.trace(matrix) == row["correct"]
         assert classes == run.data.test.classes
         assert row["name"] in drawn[f"confusion-{role}"][1]
+
+
+def test_confusions_count_every_image_once_a_seed(run, monkeypatch):
+    calls, table = spy_on(monkeypatch, "confusion"), read(run, "table")
+    seeds = torch.stack([run.data.test.labels, (run.data.test.labels + 1) % 10, run.data.test.labels])
+    monkeypatch.setattr(module, "read_predictions", lambda path, name: seeds)
+    drawn = module._results(run, table)
+    plt.close("all")
+    counts = np.bincount(run.data.test.labels, minlength=10)
+    np.testing.assert_array_equal(calls[0][0], 2 * np.diag(counts) + np.roll(np.diag(counts), 1, axis=1))
+    assert drawn["confusion-tdsm"][1].endswith("Every image counts once for each of 3 seeds.")
 
 
 def test_rows_of_one_role_alone_make_one_confusion(run):

@@ -163,6 +163,22 @@ def test_the_table_is_sorted_and_marks_the_best_of_each_role(html):
     assert 'data-value="0.6"' in lines[0]
 
 
+def test_the_table_of_several_seeds_has_a_column_more_that_sorts(inputs, html):
+    rows = [{**inputs.rows[0], "accuracies": [0.48, 0.52], "deviation": 0.0283}, *inputs.rows[1:]]
+    pages = [html, render(replace(inputs, rows=rows))]
+    columns = [re.findall("<th scope=[^>]*>([^<]*)</th>", page) for page in pages]
+    assert columns[1] == [*columns[0][:3], "deviation", *columns[0][3:]]
+    lines = re.search("<tbody>(.*)</tbody>", pages[1], flags=re.DOTALL)[1].strip().splitlines()
+    numbers = [re.findall('<td class="number"[^>]*>([^<]*)</td>', line)[:2] for line in lines]
+    assert numbers == [["60.0", "–"], ["50.0", "2.8"], ["40.0", "–"]]
+    assert [line.count('data-value="-1') for line in lines] == [1, 0, 1]
+    for page in pages:
+        head, first = re.search("<thead>(.*)</thead>", page)[1], re.search("<tbody>\n(.*)", page)[1]
+        assert head.split("</th>")[:-1].index('<th aria-hidden="true">') == (
+            [cell.startswith('<td class="plot') for cell in first.split("</td>")].index(True)
+        )
+
+
 def test_hostile_text_stays_text(inputs, page):
     hostile = ReportInputs(
         title=HOSTILE,

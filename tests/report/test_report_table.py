@@ -2,7 +2,7 @@
 
 import pytest
 
-from tdsm.report.table import HEADINGS, best, cells, table_markdown, verdict
+from tdsm.report.table import HEADINGS, best, cells, headings, table_markdown, verdict
 
 
 def row(name, role, accuracy, validation, *, half=0.02, parameters=1000, **others):
@@ -89,7 +89,29 @@ def test_markdown_has_one_line_a_row_sorted_and_marked():
     rows = [row("low", "tdsm", 0.4, 0.4), row("high", "tdsm", 0.6, 0.6), row("x", "baseline", 0.5, 0.5)]
     lines = table_markdown(rows).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["high **(best)**", "x **(best)**", "low"]
-    assert {line.count("|") for line in lines} == {len(HEADINGS) + 1}
+    assert {line.count("|") for line in lines} == {len(HEADINGS)}  # all but the deviation
+
+
+def test_deviations_are_shown_where_a_row_has_several_seeds():
+    seeded = row("s", "tdsm", 0.5, 0.5, accuracies=[0.48, 0.52], deviation=0.0283)
+    one = row("k", "baseline", 0.6, 0.6)
+    assert headings([seeded, one]) == HEADINGS
+    assert headings([one]) == [heading for heading in HEADINGS if heading != "deviation"]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_markdown([seeded, one]).splitlines()]
+    assert [line[2:5] for line in lines] == [
+        ["test accuracy (%)", "deviation", "95 % interval (%)"],
+        ["--:", "--:", "--:"],
+        ["60.0", "–", "58.0 – 62.0"],
+        ["50.0", "2.8", "48.0 – 52.0"],
+    ]
+
+
+def test_the_verdict_speaks_of_means_over_seeds():
+    seeded = row("s", "tdsm", 0.5, 0.5, accuracies=[0.45, 0.5, 0.55], deviation=0.05)
+    sentence = verdict([seeded, row("k", "baseline", 0.6, 0.6)])
+    assert "below the baseline by 10.0 percentage points" in sentence
+    assert "s, test accuracy 50.0 % (95 % interval 48.0 to 52.0 %, 10\u2009000 images, mean of 3 seeds)." in sentence
+    assert "k, test accuracy 60.0 % (95 % interval 58.0 to 62.0 %, 10\u2009000 images)." in sentence
 
 
 def test_markdown_of_hostile_names_keeps_its_cells():

@@ -122,8 +122,11 @@ def _results(run: Run, table: list[dict]) -> dict[str, tuple[Figure, str]]:
     drawn = {"accuracy": (figures.accuracy_bars(table, chance=1 / len(classes)), CAPTIONS["accuracy_bars"])}
     for role in ("tdsm", "baseline"):
         if (row := best(table, role)) is not None:
-            matrix = confusion_matrix(run.data.test.labels, read_predictions(run.path, row["name"]), len(classes))
-            caption = f"{row['name']}, the {role} row chosen on validation. {CAPTIONS['confusion']}"
+            predicted = read_predictions(run.path, row["name"])
+            labels = run.data.test.labels.repeat(len(predicted))
+            matrix = confusion_matrix(labels, predicted.flatten(), len(classes))
+            once = f" Every image counts once for each of {len(predicted)} seeds." if len(predicted) > 1 else ""
+            caption = f"{row['name']}, the {role} row chosen on validation. {CAPTIONS['confusion']}{once}"
             drawn[f"confusion-{role}"] = (figures.confusion(matrix.numpy(), classes), caption)
     return drawn
 

@@ -19,12 +19,12 @@ from tdsm.errors import UsageError
 from tdsm.io import write_bytes, write_text
 from tdsm.report.figures import Figure, png
 from tdsm.report.table import (
-    HEADINGS,
     NUMBERS,
     ROLES,
     Row,
     by_accuracy,
     cells,
+    headings,
     is_best,
     table_markdown,
     thousands,
@@ -36,10 +36,8 @@ __all__ = ["ReportInputs", "render", "table_markdown", "verdict", "write_report"
 PIXELS_PER_INCH = 100
 SPELLINGS = {"tdsm": "TDSM", "psnr": "PSNR", "ssim": "SSIM", "pca": "PCA", "tsne": "t-SNE"}
 # What a column sorts by.
-KEYS = dict(
-    zip(NUMBERS, ["accuracy", "accuracy", "validation_accuracy", "n_test", "parameters", "seconds"], strict=True)
-)
-PLOT_COLUMN = HEADINGS.index("95 % interval (%)") + 1
+FACTS = ["accuracy", "deviation", "accuracy", "validation_accuracy", "n_test", "parameters", "seconds"]
+KEYS = dict(zip(NUMBERS, FACTS, strict=True))
 
 
 @dataclass(frozen=True)
@@ -204,9 +202,10 @@ def _accuracy(rows: Sequence[Row], said: Sequence[str]) -> str:
     heading = f'<section id="accuracy">\n<h2>Accuracy</h2>\n{outcome}'
     if not rows:
         return f"{heading}</section>"
-    heads = [f'<th scope="col" class="{_kind(heading)}">{heading}</th>' for heading in HEADINGS]
-    heads.insert(PLOT_COLUMN, '<th aria-hidden="true"></th>')
-    body = "".join(_row(row, is_best(rows, row)) for row in by_accuracy(rows))
+    shown = headings(rows)
+    heads = [f'<th scope="col" class="{_kind(heading)}">{heading}</th>' for heading in shown]
+    heads.insert(_plot_column(shown), '<th aria-hidden="true"></th>')
+    body = "".join(_row(row, shown, is_best(rows, row)) for row in by_accuracy(rows))
     return (
         f'{heading}<div class="scroll" tabindex="0" role="region" aria-label="Table of accuracies">\n'
         f'<table class="sortable">\n<thead><tr>{"".join(heads)}</tr></thead>\n'
@@ -217,14 +216,18 @@ def _accuracy(rows: Sequence[Row], said: Sequence[str]) -> str:
     )
 
 
-def _row(row: Row, chosen: bool) -> str:
-    role = row["role"]
-    texts = {heading: _text(text) for heading, text in cells(row).items()}
+def _plot_column(shown: Sequence[str]) -> int:
+    return shown.index("95 % interval (%)") + 1
+
+
+def _row(row: Row, shown: Sequence[str], chosen: bool) -> str:
+    role, written = row["role"], cells(row)
+    texts = {heading: _text(written[heading]) for heading in shown}
     if chosen:
         texts["name"] += f' <span class="mark {role}">best {ROLES[role]}</span>'
     texts["role"] = f'<span class="{role}">{texts["role"]}</span>'
     columns = [f'<td class="{_kind(heading)}"{_key(row, heading)}>{text}</td>' for heading, text in texts.items()]
-    columns.insert(PLOT_COLUMN, f'<td class="plot {role}" aria-hidden="true">{_interval(row)}</td>')
+    columns.insert(_plot_column(shown), f'<td class="plot {role}" aria-hidden="true">{_interval(row)}</td>')
     return f'<tr class="{"best" if chosen else "other"}">{"".join(columns)}</tr>\n'
 
 

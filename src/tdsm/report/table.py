@@ -2,7 +2,8 @@
 
 A row is a mapping with `name`, `role` ("tdsm" or "baseline"), `features`, `head`, test `accuracy` with the ends
 `low` and `high` of its 95 % interval, `n_test`, `parameters`, `seconds` and `validation_accuracy`. Accuracies are
-in [0, 1]; `validation_accuracy` may be missing or None. Other keys are ignored.
+in [0, 1]; `validation_accuracy` may be missing or None. A row of several seeds has its `accuracies`, one a seed, of
+which `accuracy` is the mean, and their standard `deviation`. Other keys are ignored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,9 @@ Row = Mapping[str, Any]
 ROLES = {"tdsm": "TDSM", "baseline": "baseline"}
 THIN = "\u2009"  # between thousands
 WORDS = ["name", "role", "features", "head"]
-NUMBERS = ["test accuracy (%)", "95 % interval (%)", "validation (%)", "test images", "parameters", "seconds"]
-HEADINGS = [*WORDS[:2], *NUMBERS[:3], *WORDS[2:], *NUMBERS[3:]]
+ACCURACY = ["test accuracy (%)", "deviation", "95 % interval (%)", "validation (%)"]
+NUMBERS = [*ACCURACY, "test images", "parameters", "seconds"]
+HEADINGS = [*WORDS[:2], *ACCURACY, *WORDS[2:], *NUMBERS[len(ACCURACY) :]]
 
 
 def best(rows: Sequence[Row], role: str) -> Row | None:
@@ -54,12 +56,24 @@ def table_markdown(rows: Sequence[Row]) -> str:
     | :-- | :-- | --: | --: | --: | :-- | :-- | --: | --: | --: |
     <BLANKLINE>
     """
-    lines = [HEADINGS, ["--:" if heading in NUMBERS else ":--" for heading in HEADINGS]]
+    shown = headings(rows)
+    lines = [shown, ["--:" if heading in NUMBERS else ":--" for heading in shown]]
     for row in by_accuracy(rows):
         mark = " **(best)**" if is_best(rows, row) else ""
-        first, *others = [_markdown(cell) for cell in cells(row).values()]
+        texts = cells(row)
+        first, *others = [_markdown(texts[heading]) for heading in shown]
         lines.append([first + mark, *others])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def headings(rows: Sequence[Row]) -> list[str]:
+    """Return the columns that rows fill: deviations only where a row has several seeds.
+
+    >>> "deviation" in headings([{"name": "avg"}]), "deviation" in headings([{"name": "avg", "deviation": 0.01}])
+    (False, True)
+    """
+    has_seeds = any("deviation" in row for row in rows)
+    return [heading for heading in HEADINGS if has_seeds or heading != "deviation"]
 
 
 def by_accuracy(rows: Sequence[Row]) -> list[Row]:
@@ -81,6 +95,7 @@ def cells(row: Row) -> dict[str, str]:
         "features": str(row["features"]),
         "head": str(row["head"]),
         "test accuracy (%)": percent(row["accuracy"]),
+        "deviation": percent(row["deviation"]) if "deviation" in row else "–",
         "95 % interval (%)": f"{percent(row['low'])} – {percent(row['high'])}",
         "validation (%)": "–" if validation is None else percent(validation),
         "test images": thousands(row["n_test"]),
@@ -113,9 +128,10 @@ def _quote(rows: Sequence[Row], role: str, noun: str) -> str:
     row = best(rows, role)
     if row is None:
         return f"No {noun} has a validation accuracy, so none was chosen: choosing on the test split would flatter it."
+    seeds = f", mean of {len(row['accuracies'])} seeds" if "accuracies" in row else ""
     return (
         f"Best {noun} by validation accuracy: {row['name']}, test accuracy {percent(row['accuracy'])} % "
-        f"(95 % interval {percent(row['low'])} to {percent(row['high'])} %, {thousands(row['n_test'])} images)."
+        f"(95 % interval {percent(row['low'])} to {percent(row['high'])} %, {thousands(row['n_test'])} images{seeds})."
     )
 
 
