@@ -6,7 +6,7 @@ Options are those of `tdsm bench`, such as `--json FILE`, `--batch 1 8`, `--toke
 import sys
 
 from tdsm.bench.cases import CASES, END_TO_END
-from tdsm.cli import run_command
+from tdsm.cli.main import run_command
 
 if __name__ == "__main__":
     cases = [name for name in CASES if name not in END_TO_END]

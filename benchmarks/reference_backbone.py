@@ -18,8 +18,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from tdsm.cli import run_command
-from tdsm.load import FIELD_FOLDER
+from tdsm.cli.main import run_command
+from tdsm.models.load import FIELD_FOLDER
 
 FULL = ["--preset", "cifar10-reference", "--train.precision", "bfloat16", "--train.compile", "--device", "cuda"]
 TINY = ["--data.max-train", "200", "--data.max-test", "100", "--train.steps", "20", "--train.precision", "bfloat16"]

@@ -12,8 +12,8 @@ import math
 import torch
 
 from tdsm import FieldConfig, NeuralField, decompose
-from tdsm.coords import grid
-from tdsm.measures import rank_by_energy
+from tdsm.decomposition.measures import rank_by_energy
+from tdsm.tokenfield.coords import grid
 
 SAMPLES = 128
 

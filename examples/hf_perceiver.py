@@ -17,8 +17,8 @@ from transformers.models.perceiver.modeling_perceiver import (
 )
 
 from tdsm import decompose
-from tdsm.adapters.hf_perceiver import HFPerceiverField
 from tdsm.decomposition import missing_space
+from tdsm.models.adapters.hf_perceiver import HFPerceiverField
 
 SIZE = (16, 16)
 

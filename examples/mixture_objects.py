@@ -21,14 +21,15 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from tdsm import NeuralField, decompose
-from tdsm.coords import grid
+from tdsm.classification.evaluate import new_field
 from tdsm.data import DataConfig, load_data
 from tdsm.data.toy import toy_scenes
 from tdsm.decomposition import Decomposition
 from tdsm.decomposition.mixture import layers
-from tdsm.evaluate import new_field
-from tdsm.settings import FieldConfig, TrainConfig
-from tdsm.train import measure_psnr, train_field
+from tdsm.models.config import FieldConfig
+from tdsm.tokenfield.coords import grid
+from tdsm.training.config import TrainConfig
+from tdsm.training.reconstruction import measure_psnr, train_field
 
 num_tokens = int(sys.argv[1]) if len(sys.argv) > 1 else 3
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 2500

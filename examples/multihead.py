@@ -10,10 +10,10 @@ the reconstruction falls when the tokens it ranks first are removed.
 import torch
 from torch import nn
 
-from tdsm.adapters.multihead import MultiheadField
-from tdsm.coords import FourierFeatures, grid
 from tdsm.decomposition.decompose import decompose, methods_for
-from tdsm.measures import deletion_curve, rank_by_energy, redundancy, spatial_spread
+from tdsm.decomposition.measures import deletion_curve, rank_by_energy, redundancy, spatial_spread
+from tdsm.models.adapters.multihead import MultiheadField
+from tdsm.tokenfield.coords import FourierFeatures, grid
 
 SIZE = (16, 16)
 

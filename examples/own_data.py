@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tdsm.cli import run_command
+from tdsm.cli.main import run_command
 
 random = np.random.default_rng(0)
 rows, columns = np.mgrid[:12, :12]

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from tdsm import decompose
-from tdsm.adapters.cross_attention import CrossAttentionField
 from tdsm.decomposition import spatial_map
+from tdsm.models.adapters.cross_attention import CrossAttentionField
 
 
 class OwnModel(nn.Module):

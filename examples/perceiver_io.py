@@ -13,10 +13,10 @@ import torch
 from perceiver_pytorch import PerceiverIO
 
 from tdsm import decompose
-from tdsm.adapters.perceiver_pytorch import PerceiverIOField
-from tdsm.coords import FourierFeatures, grid
 from tdsm.decomposition import missing_space
-from tdsm.measures import rank_by_energy
+from tdsm.decomposition.measures import rank_by_energy
+from tdsm.models.adapters.perceiver_pytorch import PerceiverIOField
+from tdsm.tokenfield.coords import FourierFeatures, grid
 
 SIZE = (16, 16)
 

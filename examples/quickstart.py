@@ -13,8 +13,8 @@ import torch
 
 import tdsm
 from tdsm.data import DataConfig, load_data
-from tdsm.settings import TrainConfig
-from tdsm.train import measure_psnr, train_field
+from tdsm.training.config import TrainConfig
+from tdsm.training.reconstruction import measure_psnr, train_field
 
 data = load_data(DataConfig(source="digits"), seed=0)
 torch.manual_seed(0)

@@ -10,8 +10,8 @@ with how far the additive parts are from adding up; and the slice's strongest to
 import torch
 
 from tdsm import FieldConfig, NeuralField, decompose
-from tdsm.coords import grid
-from tdsm.measures import rank_by_energy, spatial_spread
+from tdsm.decomposition.measures import rank_by_energy, spatial_spread
+from tdsm.tokenfield.coords import grid
 
 SIZE = (6, 6, 6)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tdsm.field import FieldConfig, NeuralField
+from tdsm.models.field import FieldConfig, NeuralField
 
 settings.register_profile(
     "repeatable",

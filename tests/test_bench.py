@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tdsm.bench import format_report, measure, run, run_bench
+from tdsm.base.errors import UsageError
+from tdsm.bench import measure, run
 from tdsm.bench.cases import BACKWARD, CASES, FLOOR, FORWARD, STEP, work_of
+from tdsm.bench.config import BenchConfig
+from tdsm.bench.run import run_bench
+from tdsm.bench.text import format_report
 from tdsm.decomposition import component_images, decompose, separated, spatial_map
 from tdsm.decomposition.kernels import cpu
-from tdsm.errors import UsageError
-from tdsm.settings import BenchConfig, FieldConfig
-from tests.pipeline import tdsm
+from tdsm.models.config import FieldConfig
+from tests.tinyrun import tdsm
 
 FIELD = {"mapping_dim": 4, "widths": (8, 12), "num_latents": 5, "cross_heads": 2, "cross_head_dim": 4}
 FIELD |= {"self_heads": 2, "self_head_dim": 4, "processor_depth": 1}

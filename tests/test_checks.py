@@ -4,11 +4,11 @@ import jaxtyping
 import pytest
 import torch
 
-from tdsm.attention import FeedForward
-from tdsm.coords import FourierFeatures
 from tdsm.decomposition.definition import loop
+from tdsm.tokenfield.attention import FeedForward
+from tdsm.tokenfield.coords import FourierFeatures
 from tests.conftest import small_field
-from tests.test_architecture import IMPORTER, loads, tree_difference, violations
+from tests.test_architecture import IMPORTER, WRITER, loads, tree_difference, violations
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_the_scan_finds_what_is_planted(text, found):
         "open(path)",
         "open(path, 'rb')",
         "path.open()",
-        "from tdsm import io\nio.write_text(path, 'a')",
+        "from tdsm.base import io\nio.write_text(path, 'a')",
         "from PIL import Image\nImage.open(file)",
         "import os\nos.open(path, os.O_RDONLY)",
         "import numpy as np\nnp.load(path, allow_pickle=False)",
@@ -79,7 +79,7 @@ def test_the_importer_may_load_weights_only():
     assert violations("import torch\ntorch.load(path, weights_only=True)", IMPORTER) == []
     assert violations("import torch\ntorch.load(path, weights_only=False)", IMPORTER) == ["calls torch.load"]
     assert violations("import torch\ntorch.load(path)", IMPORTER) == ["calls torch.load"]
-    assert violations("open(path, 'wb')", "io.py") == []
+    assert violations("open(path, 'wb')", WRITER) == []
 
 
 def test_an_imported_package_is_seen():

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import tdsm
+from tdsm.base.errors import TdsmError
 from tdsm.decomposition import decompose
-from tdsm.errors import TdsmError
 
 
 def given(folder):

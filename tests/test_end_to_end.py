@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import tdsm
-from tdsm import io
+from tdsm.base import io
 from tdsm.data import load_data
-from tests import pipeline
-from tests.pipeline import RESULTS, colour_arrays, content, demo, digits, tiny, write_yaml
+from tests import tinyrun
+from tests.tinyrun import RESULTS, colour_arrays, content, demo, digits, tiny, write_yaml
 
 
 def table(path: Path) -> dict[str, tuple]:
@@ -27,7 +27,7 @@ def test_a_demo_leaves_all_it_promises(finished):
     for file in ("config.json", "environment.json", "history.json", "quality.json", "table.md", "table.json"):
         assert file in names
     assert {"report.html", "field/config.json", "field/model.safetensors", "field/manifest.json"} <= names.keys()
-    for row in pipeline.ROWS:
+    for row in tinyrun.ROWS:
         assert {f"rows/{row}/choice.json", f"rows/{row}/manifest.json", f"results/{row}.json"} <= names.keys()
     pictures = sorted(name for name in names if name.endswith(".png"))
     assert len(pictures) >= 11
@@ -41,7 +41,7 @@ def test_the_page_is_whole_and_loads_nothing(finished):
     assert page.count("data:image/png;base64,") == len(list((finished / "figures").iterdir()))
     assert 'http-equiv="Content-Security-Policy"' in page
     assert 'src="http' not in page
-    assert all(row in page for row in pipeline.ROWS)
+    assert all(row in page for row in tinyrun.ROWS)
     assert "fourier_scale" in page
 
 
@@ -49,7 +49,7 @@ def test_resuming_a_finished_demo_prints_the_reports_path_and_changes_nothing(tm
     path = demo(tmp_path / "run")
     before, times = content(path), {file: file.stat().st_mtime_ns for file in path.glob("features/**/*")}
     capsys.readouterr()
-    assert pipeline.tdsm("demo", "--run", path, "--resume") == 0
+    assert tinyrun.tdsm("demo", "--run", path, "--resume") == 0
     assert capsys.readouterr().out == f"{path}/report.html\n"
     assert content(path) == before
     assert {file: file.stat().st_mtime_ns for file in times} == times
@@ -60,7 +60,7 @@ def test_stage_by_stage_is_the_same_as_in_one_go(tmp_path, capsys, finished):
     outputs = []
     stages = (("classify", path), ("evaluate", path), ("report", path))
     for arguments in (("train", "--config", config, "--run", path), *stages):
-        assert pipeline.tdsm(*arguments) == 0
+        assert tinyrun.tdsm(*arguments) == 0
         outputs.append(capsys.readouterr().out.strip())
     assert outputs == [str(path), "", str(path / "table.md"), str(path / "report.html")]
     assert table(path) == table(finished)
@@ -71,13 +71,13 @@ def test_stage_by_stage_is_the_same_as_in_one_go(tmp_path, capsys, finished):
 
 def test_another_seed_gives_another_run(tmp_path, finished):
     config = write_yaml(tmp_path / "tiny.yaml", probe__rows=("tdsm-avg",))
-    assert pipeline.tdsm("train", "--config", config, "--run", tmp_path / "run", "--seed", 1) == 0
+    assert tinyrun.tdsm("train", "--config", config, "--run", tmp_path / "run", "--seed", 1) == 0
     assert content(tmp_path / "run", "field/model.safetensors") != content(finished, "field/model.safetensors")
 
 
 def test_a_run_can_be_started_again_from_its_config(tmp_path, finished):
     arguments = ("--config", finished / "config.json", "--run", tmp_path / "run")
-    assert pipeline.tdsm("train", *arguments) == 0
+    assert tinyrun.tdsm("train", *arguments) == 0
     assert content(tmp_path / "run", "field/*", "config.json") == content(finished, "field/*", "config.json")
 
 
@@ -107,7 +107,7 @@ def test_colour_and_sides_that_differ_and_every_option(tmp_path, capsys):
         probe__rows=COLOUR_ROWS,
         probe__epochs=20,
     )
-    assert pipeline.tdsm("demo", "--config", config, "--run", path) == 0
+    assert tinyrun.tdsm("demo", "--config", config, "--run", path) == 0
     assert capsys.readouterr().out == f"{path}/report.html\n"
     features = {
         split: io.read_tensors(path / f"features/trained/{split}/shard-00000.safetensors")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tdsm.cli import VERBS
+from tdsm.cli.main import VERBS
 from tdsm.decomposition import DECOMPOSITIONS
 
 ROOT = Path(__file__).resolve().parents[1]

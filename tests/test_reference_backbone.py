@@ -7,7 +7,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import reference_backbone as script
 
-from tests.pipeline import tdsm
+from tests.tinyrun import tdsm
 
 
 def test_the_first_step_is_the_reference_backbone_as_it_is_said_to_be(tmp_path, capsys):

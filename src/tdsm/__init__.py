@@ -9,20 +9,20 @@ from importlib.metadata import version
 __version__ = version("tdsm")
 
 _PUBLIC = {
-    "FieldConfig": "tdsm.field",
-    "NeuralField": "tdsm.field",
-    "get_tdsm": "tdsm.field",
-    "load_field": "tdsm.load",
+    "FieldConfig": "tdsm.models.field",
+    "NeuralField": "tdsm.models.field",
+    "get_tdsm": "tdsm.models.field",
+    "load_field": "tdsm.models.load",
     "TokenField": "tdsm.tokenfield",
     "component_images": "tdsm.decomposition",
     "decompose": "tdsm.decomposition.decompose",
     "pooled_map": "tdsm.decomposition",
     "plan_decoding": "tdsm.decomposition",
     "spatial_map": "tdsm.decomposition",
-    "reduce_components": "tdsm.reduce",
-    "select_tokens": "tdsm.select",
-    "TDSMClassifier": "tdsm.heads",
-    "TdsmError": "tdsm.errors",
+    "reduce_components": "tdsm.decomposition.reduce",
+    "select_tokens": "tdsm.decomposition.select",
+    "TDSMClassifier": "tdsm.classification.heads",
+    "TdsmError": "tdsm.base.errors",
 }
 
 __all__ = [*_PUBLIC, "__version__"]

@@ -1,5 +1,5 @@
 """`python -m tdsm`: the command line."""
 
-from tdsm.cli import main
+from tdsm.cli.main import main
 
 main()

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.nn.functional import pad
 
+from tdsm.base.errors import UsageError
 from tdsm.data import AugmentConfig
 from tdsm.data import augment as module
 from tdsm.data.augment import augment
-from tdsm.errors import UsageError
 
 IMAGES = torch.randint(0, 256, (64, 3, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 IDS = torch.arange(64) * 5 + 3

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
+from tdsm.base.errors import DataError
 from tdsm.data import decode_image
 from tdsm.data.decode import MAX_PIXELS, decode, decode_many
-from tdsm.errors import DataError
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 GREY = RGB[..., 0]

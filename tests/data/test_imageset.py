@@ -4,8 +4,8 @@ import jaxtyping
 import pytest
 import torch
 
+from tdsm.base.errors import UsageError
 from tdsm.data import ImageSet
-from tdsm.errors import UsageError
 
 CLASSES = ("cat", "dog")
 

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from tdsm.base.errors import DataError, UsageError
 from tdsm.data import SOURCES, DataConfig, decode_image, load_data
 from tdsm.data.load import JPEG_NOTE, resolve
 from tdsm.data.source import natural_key
 from tdsm.data.toy import toy_scenes
-from tdsm.errors import DataError, UsageError
 
 CIFAR10 = Path(__file__).parents[2] / ".." / "shared" / "data" / "cifar10"
 

@@ -3,10 +3,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tdsm.base.errors import DataError
+from tdsm.base.randomness import generator
 from tdsm.data import DataConfig
 from tdsm.data.splits import partition, random_rows, stratified_holdout
-from tdsm.errors import DataError
-from tdsm.randomness import generator
 
 COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=12)
 FRACTIONS = st.floats(0.01, 0.89)

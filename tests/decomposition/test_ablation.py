@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from tdsm.coords import grid
 from tdsm.decomposition.decompose import decompose
+from tdsm.tokenfield.coords import grid
 from tests.conftest import small_field
 
 SIZE = (5, 4)

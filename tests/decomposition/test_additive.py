@@ -3,11 +3,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tdsm.coords import grid
 from tdsm.decomposition.additive import contract
 from tdsm.decomposition.decompose import CompletenessWarning, decompose
 from tdsm.decomposition.path_gradient import by_autograd, by_separation, gauss_legendre
-from tdsm.field import FieldConfig, NeuralField
+from tdsm.models.field import FieldConfig, NeuralField
+from tdsm.tokenfield.coords import grid
 from tests.conftest import small_field
 
 SIZE = (5, 4)

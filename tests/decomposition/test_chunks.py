@@ -5,9 +5,9 @@ import weakref
 import pytest
 import torch
 
+from tdsm.base.errors import ResourceError
 from tdsm.decomposition import STRATEGIES, chunks, component_images, pooled_map, spatial_map
 from tdsm.decomposition.chunks import in_chunks, is_out_of_memory
-from tdsm.errors import ResourceError
 from tests.conftest import small_field
 
 

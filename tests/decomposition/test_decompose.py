@@ -3,12 +3,12 @@ import warnings
 import pytest
 import torch
 
-from tdsm.coords import grid
+from tdsm.base.errors import SpaceWarning, UsageError
 from tdsm.decomposition.decompose import DECOMPOSITIONS, decompose, methods_for
+from tdsm.decomposition.measures import completeness_error
+from tdsm.decomposition.reduce import REDUCTIONS, reduce_components
 from tdsm.decomposition.solo import component_images
-from tdsm.errors import SpaceWarning, UsageError
-from tdsm.measures import completeness_error
-from tdsm.reduce import REDUCTIONS, reduce_components
+from tdsm.tokenfield.coords import grid
 from tests.conftest import small_field
 
 SIZE = (5, 4)

@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 
 from tdsm.decomposition.definition import batched, loop
 from tdsm.decomposition.exact import collapsed, exact
+from tdsm.decomposition.reduce import REDUCTIONS, reduce_components
 from tdsm.decomposition.solo import map_queries
-from tdsm.field import FieldConfig, NeuralField
-from tdsm.reduce import REDUCTIONS, reduce_components
+from tdsm.models.field import FieldConfig, NeuralField
 from tdsm.tokenfield import TokenField
 from tests.conftest import SMALL, small_field
 
@@ -62,7 +62,7 @@ def test_values_and_gradients_are_the_loops_in_float64(config, shape, chunk):
             torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8 * max(1, float(theirs.abs().max())))
 
 
-@pytest.mark.filterwarnings("ignore::tdsm.errors.SpaceWarning")
+@pytest.mark.filterwarnings("ignore::tdsm.base.errors.SpaceWarning")
 @settings(max_examples=200)
 @given(
     configs.filter(lambda config: config["widths"] >= (3,) and config["mapping_dim"] > 1),
@@ -109,7 +109,7 @@ def test_chunks_never_change_results(chunk):
         )
 
 
-@pytest.mark.filterwarnings("ignore::tdsm.errors.SpaceWarning")
+@pytest.mark.filterwarnings("ignore::tdsm.base.errors.SpaceWarning")
 @pytest.mark.parametrize("feedforward", [True, False])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_reduced_directly_or_afterwards_is_the_same(reduction, feedforward):

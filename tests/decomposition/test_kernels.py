@@ -10,9 +10,9 @@ import torch
 from scipy.special import ndtr
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tdsm.base.errors import ResourceError
 from tdsm.decomposition.kernels import cpu, eager
 from tdsm.decomposition.kernels.gated_sum import BACKENDS, fastest, gated_sum
-from tdsm.errors import ResourceError
 
 needs_compiler = pytest.mark.skipif(cpu.load() is None, reason="no C++ compiler on this machine")
 NAMES = ("a", "b", "r", "bias", "weight")

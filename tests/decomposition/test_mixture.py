@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from tdsm.coords import grid
+from tdsm.base.errors import UsageError
 from tdsm.decomposition.decompose import decompose, methods_for
 from tdsm.decomposition.definition import loop
+from tdsm.decomposition.measures import deletion_curve
 from tdsm.decomposition.mixture import layers
-from tdsm.errors import UsageError
-from tdsm.field import FieldConfig, NeuralField
-from tdsm.measures import deletion_curve
+from tdsm.models.field import FieldConfig, NeuralField
+from tdsm.tokenfield.coords import grid
 from tests.conftest import SMALL, small_field
 
 SIZE = (5, 4)

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import tdsm
-from tdsm.coords import grid
+from tdsm.base.errors import UsageError
 from tdsm.decomposition import component_images, plan_decoding, pooled_map, separated, solo, spatial_map
 from tdsm.decomposition.definition import CHUNK_BYTES, default_chunk
 from tdsm.decomposition.kernels import cpu
 from tdsm.decomposition.plan import COMPILE_SECONDS, EAGER_UNITS_PER_SECOND
-from tdsm.errors import UsageError
+from tdsm.tokenfield.coords import grid
 from tests.conftest import small_field
 
 needs_compiler = pytest.mark.skipif(cpu.load() is None, reason="no C++ compiler on this machine")

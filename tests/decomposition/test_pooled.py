@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tdsm.base.errors import SpaceWarning, UsageError
 from tdsm.decomposition import POOLS, missing_space, pooled_map, spatial_map
-from tdsm.errors import SpaceWarning, UsageError
-from tdsm.reduce import REDUCTIONS
+from tdsm.decomposition.reduce import REDUCTIONS
 from tests.conftest import small_field
 
 POOLED = {"avg": F.adaptive_avg_pool2d, "max": F.adaptive_max_pool2d}

@@ -4,8 +4,8 @@ from math import comb
 import pytest
 import torch
 
-from tdsm.coords import grid
 from tdsm.decomposition.decompose import decompose
+from tdsm.tokenfield.coords import grid
 from tests.conftest import small_field
 
 SIZE = (3, 2)

@@ -3,9 +3,9 @@ import warnings
 import pytest
 import torch
 
+from tdsm.base.errors import SpaceWarning, UsageError
 from tdsm.decomposition import STRATEGIES, component_images, map_queries, missing_space, spatial_map
-from tdsm.errors import SpaceWarning, UsageError
-from tdsm.reduce import REDUCTIONS, reduce_components
+from tdsm.decomposition.reduce import REDUCTIONS, reduce_components
 from tests.conftest import small_field
 
 EVERY = [*STRATEGIES, "auto"]

@@ -6,15 +6,15 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from tdsm.classification.evaluate import Run, read_predictions
 from tdsm.data import Data, ImageSet
-from tdsm.evaluate import Run, read_predictions
-from tdsm.report import figures
+from tdsm.features.config import MapConfig
+from tdsm.figures import pictures as figures
+from tdsm.pipeline.stages import finished
+from tdsm.pipeline.table import best
 from tdsm.report import gather as module
 from tdsm.report.gather import gather
-from tdsm.report.table import best
-from tdsm.settings import MapConfig
-from tdsm.stages import finished
-from tests.pipeline import demo, digits
+from tests.tinyrun import demo, digits
 
 PICTURES = {"reconstructions", "components-0", "components-1", "tdsm-0", "tdsm-1"}
 STATISTICS = {"token-statistics", "pca", "t-sne"}

@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from tdsm.errors import UsageError
-from tdsm.report import ReportInputs, render, verdict, write_report
-from tdsm.report.figures import confusion, curves
+from tdsm.base.errors import UsageError
+from tdsm.figures.pictures import confusion, curves
+from tdsm.pipeline.table import verdict
+from tdsm.report.page import ReportInputs, render, write_report
 
 HOSTILE = "\"'><script>alert(1)</script><img src=https://example.org/x onerror=alert(2)> & </style> \udcff"
 VOID = {"meta", "img", "rect"}

@@ -1,7 +1,7 @@
 import pytest
 
-from tdsm.stages import finished
-from tests.pipeline import demo, digits
+from tdsm.pipeline.stages import finished
+from tests.tinyrun import demo, digits
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,14 @@ import json
 import pytest
 import torch
 
+from tdsm.base.errors import UsageError
+from tdsm.base.statistics import psnr
 from tdsm.decomposition import decompose
-from tdsm.errors import UsageError
-from tdsm.load import load_field
-from tdsm.metrics import psnr
-from tdsm.settings import ObjectiveStudyConfig
+from tdsm.models.load import load_field
 from tdsm.study import objectives as module
+from tdsm.study.config import ObjectiveStudyConfig
 from tdsm.study.objectives import COLUMNS, objectives_markdown, run_objectives
-from tests.pipeline import content, demo, digits, tdsm
+from tests.tinyrun import content, demo, digits, tdsm
 
 TINY = {"steps": 5, "images": 6, "size": (4, 4), "epochs": 1, "learning_rates": (1e-2,), "max_train": 40}
 SMALL = ObjectiveStudyConfig.model_validate(TINY | {"seeds": 2, "objectives": ("full", "mixture", "nested")})

@@ -5,15 +5,15 @@ import pytest
 import torch
 from PIL import Image
 
-from tdsm.errors import UsageError
-from tdsm.report.tokens import overlap, summarize, token_study_markdown, token_verdict
-from tdsm.settings import TokenStudyConfig
-from tdsm.stages import finished
-from tdsm.store import Rows
+from tdsm.base.errors import UsageError
+from tdsm.features.store import Rows
+from tdsm.pipeline.stages import finished
 from tdsm.study import answers
 from tdsm.study import tokens as module
+from tdsm.study.config import TokenStudyConfig
 from tdsm.study.tokens import METHODS, draw, run_token_study, stride, usable_counts
-from tests.pipeline import content, demo, digits, tdsm, trained
+from tdsm.study.tokens_table import overlap, summarize, token_study_markdown, token_verdict
+from tests.tinyrun import content, demo, digits, tdsm, trained
 
 SMALL = TokenStudyConfig(counts=(1, 3), seeds=2, epochs=2, learning_rates=(1e-2,))
 

@@ -4,19 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from tdsm.errors import UsageError
-from tdsm.extract import make_maps
-from tdsm.field import count_parameters
-from tdsm.heads import TDSMClassifier
-from tdsm.settings import MapConfig, StudyConfig
-from tdsm.stages import finished
-from tdsm.store import Rows
+from tdsm.base.errors import UsageError
+from tdsm.classification.heads import TDSMClassifier
+from tdsm.features.config import MapConfig
+from tdsm.features.extract import make_maps
+from tdsm.features.store import Rows
+from tdsm.models.field import count_parameters
+from tdsm.pipeline.stages import finished
 from tdsm.study import answers
 from tdsm.study import worth as module
+from tdsm.study.config import StudyConfig
 from tdsm.study.features import MEANINGS, all_features, random_expansion
 from tdsm.study.table import reference_of, study_verdict, summarize
 from tdsm.study.worth import HEADS, head_of_size, run_study
-from tests.pipeline import content, demo, digits, tdsm
+from tests.tinyrun import content, demo, digits, tdsm
 
 TINY = {
     "seeds": 2,

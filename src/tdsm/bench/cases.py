@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tdsm.bench.measure import gated_floor
-from tdsm.coords import grid
+from tdsm.classification.heads import TDSMClassifier
 from tdsm.decomposition import component_images, decompose, pooled_map, spatial_map
 from tdsm.decomposition.separated import InverseDeviation, prepare
-from tdsm.field import NeuralField
-from tdsm.heads import TDSMClassifier
+from tdsm.models.field import NeuralField
+from tdsm.tokenfield.coords import grid
 
 FORWARD, BACKWARD, STEP = "forward", "forward+backward", "step"
 CLASSES = 10

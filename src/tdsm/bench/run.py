@@ -12,15 +12,16 @@ from statistics import median
 
 import torch
 
+from tdsm.base.environment import describe_environment
+from tdsm.base.errors import UsageError
+from tdsm.base.progress import Progress
 from tdsm.bench.cases import BACKWARD, CASES, FLOOR, FORWARD, STEP, Case, Problem, Run, work_of
+from tdsm.bench.config import BenchConfig
 from tdsm.bench.measure import bandwidth, free_bytes, peak_memory, seconds_of
 from tdsm.decomposition.kernels.gated_sum import serves
-from tdsm.errors import UsageError
-from tdsm.field import NeuralField
-from tdsm.progress import Progress
-from tdsm.runfolder import describe_environment
-from tdsm.settings import BenchConfig, RunConfig
-from tdsm.stages import device_of
+from tdsm.models.field import NeuralField
+from tdsm.pipeline.config import RunConfig
+from tdsm.pipeline.stages import device_of
 
 KEPT_PER_UNIT = 8  # floats that a plain decoder keeps for its backward pass, a gated hidden unit
 

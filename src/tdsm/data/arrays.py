@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tdsm.base.errors import DataError
 from tdsm.data.config import DataConfig
 from tdsm.data.source import Source, array_source
-from tdsm.errors import DataError
 
 ONE_SPLIT = {"images", "labels"}
 TWO_SPLITS = {"train_images", "train_labels", "test_images", "test_labels"}

@@ -2,7 +2,7 @@
 
 A sample's draw is a hash of (seed, stream, epoch, id): a counter-based generator. Batch size, order, number of
 processes and resuming cannot change it. The hash is SplitMix64's mixer (Steele, Lea, Flood 2014) over the id's
-position in the stream whose start comes from `tdsm.randomness`. Pixels are worked on where they are.
+position in the stream whose start comes from `tdsm.base.randomness`. Pixels are worked on where they are.
 """
 
 import math
@@ -14,9 +14,9 @@ from jaxtyping import Float, Int64, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tdsm.base.errors import UsageError
+from tdsm.base.randomness import derive_seed
 from tdsm.data.config import AugmentConfig
-from tdsm.errors import UsageError
-from tdsm.randomness import derive_seed
 
 __all__ = ["AugmentConfig", "augment", "check_augment"]
 
@@ -96,7 +96,7 @@ def _moved(images: Tensor, bits: NDArray[np.uint64], config: AugmentConfig) -> T
 
 
 def _turned(images: Tensor, degrees: Float[Tensor, " batch"], factor: Float[Tensor, " batch"]) -> Tensor:
-    """Rotate counterclockwise and magnify about the centre; coordinates as in `tdsm.coords`, corners at ±1."""
+    """Rotate counterclockwise and magnify about the centre; coordinates as in `tokenfield.coords`, corners at ±1."""
     height, width = images.shape[2:]
     aspect = max(1, height - 1) / max(1, width - 1)
     cos, sin = torch.cos(torch.deg2rad(degrees)) / factor, torch.sin(torch.deg2rad(degrees)) / factor

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tdsm.base.errors import DataError, UsageError
 from tdsm.data.config import DataConfig
 from tdsm.data.decode import Encoded
-from tdsm.errors import DataError, UsageError
 
 
 class Columns(NamedTuple):

@@ -2,19 +2,19 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from tdsm.base.settings import Settings
 
 Channels = Literal["auto", "grey", "rgb"]
 
 
-class DataConfig(BaseModel):
+class DataConfig(Settings):
     """Which images, how they are decoded, and how they are split.
 
     >>> DataConfig(source="digits", max_train=500).validation_fraction
     0.1
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str = Field(
         "digits",
@@ -44,10 +44,8 @@ class DataConfig(BaseModel):
     label_column: str | None = Field(None, description="Column of the labels in a parquet or hub source.")
 
 
-class AugmentConfig(BaseModel):
+class AugmentConfig(Settings):
     """Random changes to training images; the default changes nothing."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     crop: int = Field(0, ge=0, description="Shift images by up to this many pixels, edges filled by reflection.")
     flip: bool = Field(False, description="Mirror half of the images left to right.")

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from tdsm.base.errors import DataError
 from tdsm.data.config import Channels
-from tdsm.errors import DataError
 
 # Left out on purpose: formats whose decoder starts another program (EPS) or holds no single picture.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from tdsm.base.errors import UsageError
 from tdsm.data.config import DataConfig
 from tdsm.data.source import Source, array_source
-from tdsm.errors import UsageError
 
 
 def load_digits(where: str, config: DataConfig) -> Source:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tdsm.base.errors import DataError
 from tdsm.data.config import DataConfig
 from tdsm.data.decode import refuse_bad
 from tdsm.data.source import SPLIT_WORDS, Fetch, Source, encode_labels, natural_key
-from tdsm.errors import DataError
 
 
 def load_folder(where: str, config: DataConfig) -> Source:

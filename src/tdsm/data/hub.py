@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from tdsm.base.errors import DataError
 from tdsm.data.columns import cells, find_columns, label_values
 from tdsm.data.config import DataConfig
 from tdsm.data.decode import Encoded
 from tdsm.data.source import Fetch, Source, encode_labels
-from tdsm.errors import DataError
 
 TIMEOUT = 3.0  # seconds for the one request that tells whether the hub can be reached
 BATCH = 256

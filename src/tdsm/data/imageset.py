@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from tdsm.errors import UsageError
+from tdsm.base.errors import UsageError
 
 
 @dataclass(frozen=True, eq=False)

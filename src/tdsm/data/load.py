@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdsm.base.errors import UsageError
 from tdsm.data.arrays import load_npz
 from tdsm.data.config import DataConfig
 from tdsm.data.decode import FACTS, Encoded, decode_many
@@ -20,7 +21,6 @@ from tdsm.data.parquet import load_parquet
 from tdsm.data.source import Source
 from tdsm.data.splits import Part, partition
 from tdsm.data.toy import load_toy
-from tdsm.errors import UsageError
 
 BUILT_IN = ("digits", "toy")
 Progress = Callable[[Iterable, str], Iterable]

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from tdsm.base.errors import DataError
 from tdsm.data.columns import Columns, cells, find_columns, label_values
 from tdsm.data.config import DataConfig
 from tdsm.data.decode import Encoded
 from tdsm.data.source import SPLIT_WORDS, Fetch, Source, encode_labels, natural_key
-from tdsm.errors import DataError
 
 
 def load_parquet(where: str, config: DataConfig) -> Source:

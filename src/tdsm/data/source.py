@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdsm.base.errors import DataError
 from tdsm.data.decode import Encoded
-from tdsm.errors import DataError
 
 SPLIT_WORDS = {
     "train": "train",

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from tdsm.base.errors import DataError
+from tdsm.base.randomness import generator
 from tdsm.data.config import DataConfig
-from tdsm.errors import DataError
-from tdsm.randomness import generator
 
 HELD_OUT_TEST = 0.2
 

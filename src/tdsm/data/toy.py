@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from tdsm.base.errors import UsageError
+from tdsm.base.randomness import generator
 from tdsm.data.config import DataConfig
 from tdsm.data.source import Source, array_source
-from tdsm.errors import UsageError
-from tdsm.randomness import generator
 
 SIDE = 16  # pixels
 RADIUS = 2.5  # pixels from a shape's middle to its edge

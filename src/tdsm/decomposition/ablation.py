@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tdsm.attention import AttentionParts
 from tdsm.decomposition.definition import Queries, Tokens
 from tdsm.decomposition.parts import Options, Parts, read_nothing, reconstruct, widen
 from tdsm.tokenfield import TokenField
+from tdsm.tokenfield.attention import AttentionParts
 
 
 def leave_one_out(field: TokenField, tokens: Tokens, queries: Queries, indices: list[int], options: Options) -> Parts:

@@ -9,9 +9,9 @@ the reconstruction; against a base of zero their completeness error is measured 
 
 import torch
 
+from tdsm.base.errors import UsageError
 from tdsm.decomposition.definition import Queries, Tokens
 from tdsm.decomposition.parts import Options, Parts, reconstruct, widen
-from tdsm.errors import UsageError
 from tdsm.tokenfield import TokenField
 
 

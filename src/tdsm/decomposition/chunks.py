@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tdsm.errors import ResourceError
+from tdsm.base.errors import ResourceError
 
 ALLOCATION_FAILURES = ("can't allocate memory", "not enough memory", "out of memory")
 

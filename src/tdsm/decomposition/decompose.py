@@ -8,18 +8,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tdsm.base.errors import SpaceWarning, UsageError
 from tdsm.decomposition.ablation import leave_one_out
 from tdsm.decomposition.additive import additive
 from tdsm.decomposition.attention_maps import attention
 from tdsm.decomposition.definition import Queries, Tokens
 from tdsm.decomposition.exact import exact
+from tdsm.decomposition.measures import completeness_error
 from tdsm.decomposition.mixture import mixture
 from tdsm.decomposition.parts import Options, Parts, read_nothing, reconstruct, widen
+from tdsm.decomposition.select import select_tokens
 from tdsm.decomposition.shapley import shapley
 from tdsm.decomposition.solo import missing_space
-from tdsm.errors import SpaceWarning, UsageError
-from tdsm.measures import completeness_error
-from tdsm.select import select_tokens
 from tdsm.tokenfield import TokenField, device_of, resolve_points
 
 BLOCK_BYTES = 64 * 2**20
@@ -67,7 +67,7 @@ DECOMPOSITIONS: dict[str, Callable[[TokenField, Tokens, Queries, list[int], Opti
 def methods_for(field: TokenField) -> tuple[str, ...]:
     """Name the decompositions that suit a field: of its mixture if it has masks, else of its attention.
 
-    >>> from tdsm.field import FieldConfig, NeuralField
+    >>> from tdsm.models.field import FieldConfig, NeuralField
     >>> methods_for(NeuralField(FieldConfig(widths=(16,), num_latents=8, mapping_dim=6, has_masks=True)))
     ('solo', 'mixture')
     """
@@ -116,7 +116,7 @@ def decompose(
 
     The completeness error is measured for every one of them, over all tokens, also when only some are returned.
 
-    >>> from tdsm.field import FieldConfig, NeuralField
+    >>> from tdsm.models.field import FieldConfig, NeuralField
     >>> config = FieldConfig(widths=(16,), num_latents=8, mapping_dim=6, cross_head_dim=8, self_head_dim=4)
     >>> field = NeuralField(config)
     >>> tokens = field.encode(torch.zeros(2, 3, 16, 16))

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tdsm.attention import AttentionParts
 from tdsm.decomposition.definition import Queries, Tokens
 from tdsm.tokenfield import TokenField
+from tdsm.tokenfield.attention import AttentionParts
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tdsm.base.errors import UsageError
 from tdsm.decomposition.definition import Queries, default_chunk
 from tdsm.decomposition.kernels import cpu
 from tdsm.decomposition.kernels.gated_sum import BACKENDS, fastest, serves
 from tdsm.decomposition.separated import MAP_FLOATS
-from tdsm.errors import UsageError
 from tdsm.tokenfield import TokenField
 
 log = logging.getLogger("tdsm")
@@ -44,7 +44,7 @@ def plan_decoding(
     on CPU and GPU, and half precision, whose sums are float32; elsewhere, and for work that is done sooner than a
     first compilation, it is the eager form.
 
-    >>> from tdsm.field import FieldConfig, NeuralField
+    >>> from tdsm.models.field import FieldConfig, NeuralField
     >>> field = NeuralField(FieldConfig(widths=(16,), num_latents=8, mapping_dim=6))
     >>> plan_decoding(field, pairs=8, queries=field.queries(torch.zeros(64, 2))).strategy
     'exact'

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from tdsm.base.errors import UsageError
 from tdsm.decomposition.definition import Tokens
 from tdsm.decomposition.exact import decode_values
+from tdsm.decomposition.reduce import REDUCTIONS, reduce_components
 from tdsm.decomposition.separated import Reduction
 from tdsm.decomposition.solo import chosen_tokens
-from tdsm.errors import UsageError
-from tdsm.reduce import REDUCTIONS, reduce_components
 from tdsm.tokenfield import TokenField, device_of, resolve_points
 
 KINDS: dict[str, Reduction] = {"mean": "mean", "l2": "l2", "rgb": "none"}

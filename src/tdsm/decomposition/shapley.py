@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tdsm.attention import AttentionParts
+from tdsm.base.randomness import generator
 from tdsm.decomposition.definition import Queries, Tokens
 from tdsm.decomposition.parts import Options, Parts, read_nothing, reconstruct, widen
-from tdsm.randomness import generator
 from tdsm.tokenfield import TokenField
+from tdsm.tokenfield.attention import AttentionParts
 
 
 def shapley(field: TokenField, tokens: Tokens, queries: Queries, indices: list[int], options: Options) -> Parts:

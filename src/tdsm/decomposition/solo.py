@@ -8,11 +8,11 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from tdsm.base.errors import SpaceWarning, UsageError
 from tdsm.decomposition.definition import Components, Queries, Tokens, batched, loop
 from tdsm.decomposition.exact import decode_values, exact
-from tdsm.errors import SpaceWarning, UsageError
-from tdsm.reduce import check_reduction, reduce_components
-from tdsm.select import select_tokens
+from tdsm.decomposition.reduce import check_reduction, reduce_components
+from tdsm.decomposition.select import select_tokens
 from tdsm.tokenfield import TokenField, device_of, resolve_points
 
 STRATEGIES: dict[str, Callable[..., Components]] = {"loop": loop, "batched": batched, "exact": exact}
@@ -38,7 +38,7 @@ def component_images(
     They do not add up to the reconstruction: alone, every token is decoded at full weight.
 
     >>> import torch
-    >>> from tdsm.field import FieldConfig, NeuralField
+    >>> from tdsm.models.field import FieldConfig, NeuralField
     >>> config = FieldConfig(widths=(16,), num_latents=8, mapping_dim=6, cross_head_dim=8, self_head_dim=4)
     >>> field = NeuralField(config)
     >>> tokens = field.encode(torch.zeros(2, 3, 16, 16))

@@ -8,18 +8,18 @@ from einops import rearrange
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tdsm import io
-from tdsm.analysis import analysis_cells, compared, explanations, read_analysis
-from tdsm.baselines import ROWS
+from tdsm.base import io
+from tdsm.base.statistics import confusion_matrix, psnr
+from tdsm.classification.evaluate import Run, notes, read_predictions, samples
+from tdsm.classification.rows import ROWS
 from tdsm.decomposition import component_images, decompose
-from tdsm.evaluate import Run, notes, read_predictions, samples
-from tdsm.field import count_parameters
-from tdsm.metrics import confusion_matrix, psnr
-from tdsm.report import figures
-from tdsm.report.figures import CAPTIONS
+from tdsm.decomposition.select import parse_selection, select_tokens
+from tdsm.figures import pictures as figures
+from tdsm.figures.pictures import CAPTIONS
+from tdsm.models.field import count_parameters
+from tdsm.pipeline.table import best, verdict
 from tdsm.report.page import ReportInputs
-from tdsm.report.table import best, verdict
-from tdsm.select import parse_selection, select_tokens
+from tdsm.study.analysis import analysis_cells, compared, explanations, read_analysis
 
 SHOWN_IMAGES, SHOWN_TOKENS, EMBEDDED_IMAGES = 8, 8, 1000
 

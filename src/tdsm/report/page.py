@@ -15,10 +15,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tdsm.errors import UsageError
-from tdsm.io import write_bytes, write_text
-from tdsm.report.figures import Figure, png
-from tdsm.report.table import (
+from tdsm.base.errors import UsageError
+from tdsm.base.io import write_bytes, write_text
+from tdsm.figures.pictures import Figure, png
+from tdsm.pipeline.table import (
     NUMBERS,
     ROLES,
     Row,
@@ -49,7 +49,7 @@ class ReportInputs:
         summary: Findings, one plain sentence each; they open the page. The verdict on the rows stands above the
             table, or here if it is among them.
         notes: Caveats, one plain sentence each.
-        rows: Evaluated classifiers, as `tdsm.report.table` describes them.
+        rows: Evaluated classifiers, as `tdsm.pipeline.table` describes them.
         figures: Name -> (figure, caption). Names are letters, digits, "_" and "-"; they become file names.
         field: Facts about the field, such as parameters, tokens and test PSNR.
         config: The whole configuration.

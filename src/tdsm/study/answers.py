@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tdsm import io
-from tdsm.field import count_parameters
-from tdsm.frozen import Samples, fit_head, predict
-from tdsm.settings import HeadConfig, ProbeConfig
-from tdsm.store import Rows
+from tdsm.base import io
+from tdsm.classification.config import HeadConfig, ProbeConfig
+from tdsm.classification.probe import Samples, fit_head, predict
+from tdsm.features.store import Rows
+from tdsm.models.field import count_parameters
 
 Z = 1.96  # two-sided 95 % of the normal distribution
 

@@ -9,10 +9,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from tdsm.extract import Features, Images, make_maps
-from tdsm.field import NeuralField
-from tdsm.randomness import generator
-from tdsm.settings import MapConfig
+from tdsm.base.randomness import generator
+from tdsm.features.config import MapConfig
+from tdsm.features.extract import Features, Images, make_maps
+from tdsm.models.field import NeuralField
 
 METHODS = ("solo", "additive", "leave_one_out", "attention")
 SEQUENCES = ("tokens", "values", "untrained-tokens")

@@ -12,25 +12,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tdsm import io
+from tdsm.base import io
+from tdsm.base.randomness import derive_seed
+from tdsm.base.statistics import psnr
+from tdsm.classification.config import ProbeConfig
+from tdsm.classification.evaluate import Run, new_field
+from tdsm.classification.probe import Samples
 from tdsm.data import Data, ImageSet
 from tdsm.decomposition import decompose
-from tdsm.evaluate import Run, new_field
-from tdsm.extract import fill_store, fingerprint_of
-from tdsm.field import NeuralField
-from tdsm.frozen import Samples
-from tdsm.load import FIELD_FOLDER, load_field
-from tdsm.measures import effective_rank, redundancy
-from tdsm.metrics import psnr
-from tdsm.randomness import derive_seed
-from tdsm.runfolder import keep_settings
-from tdsm.select import select_tokens
-from tdsm.settings import MapConfig, ObjectiveStudyConfig, ObjectiveWeights, ProbeConfig, TrainConfig
-from tdsm.store import open_store
+from tdsm.decomposition.measures import effective_rank, redundancy
+from tdsm.decomposition.select import select_tokens
+from tdsm.features.config import MapConfig
+from tdsm.features.extract import fill_store, fingerprint_of
+from tdsm.features.store import open_store
+from tdsm.models.field import NeuralField
+from tdsm.models.load import FIELD_FOLDER, load_field
+from tdsm.pipeline.runfolder import keep_settings
 from tdsm.study.answers import Z, fit_and_test, markdown_table
+from tdsm.study.config import ObjectiveStudyConfig
 from tdsm.study.features import token_features
 from tdsm.study.worth import subsets
-from tdsm.train import check_training, train_field
+from tdsm.training.config import ObjectiveWeights, TrainConfig
+from tdsm.training.reconstruction import check_training, train_field
 
 FOLDER, SPLITS = "study-objectives", ("train", "validation", "test")
 FEATURES = ("solo", "tokens")

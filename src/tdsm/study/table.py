@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tdsm import io
+from tdsm.base import io
 from tdsm.study.answers import average_seeds, markdown_table, paired_interval
 from tdsm.study.features import MEANINGS, METHODS
 

@@ -12,16 +12,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tdsm.baselines import ROWS
-from tdsm.errors import UsageError
-from tdsm.evaluate import Run, samples
-from tdsm.frozen import Samples
-from tdsm.randomness import derive_seed, generator
-from tdsm.runfolder import keep_settings
-from tdsm.select import first, parse_selection, select_tokens
-from tdsm.settings import ProbeConfig, TokenStudyConfig
+from tdsm.base.errors import UsageError
+from tdsm.base.randomness import derive_seed, generator
+from tdsm.classification.config import ProbeConfig
+from tdsm.classification.evaluate import Run, samples
+from tdsm.classification.gates import learn_tokens
+from tdsm.classification.probe import Samples
+from tdsm.classification.rows import ROWS
+from tdsm.decomposition.select import first, parse_selection, select_tokens
+from tdsm.pipeline.runfolder import keep_settings
 from tdsm.study.answers import changed, fit_and_test, keep_answer
-from tdsm.study.gates import learn_tokens
+from tdsm.study.config import TokenStudyConfig
 
 FOLDER, SPLITS = "study-tokens", ("train", "validation", "test")
 MEANINGS = {

@@ -15,23 +15,25 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from tdsm import io
+from tdsm.base import io
+from tdsm.base.errors import UsageError
+from tdsm.base.randomness import derive_seed, generator
+from tdsm.classification.config import HeadConfig, ProbeConfig
+from tdsm.classification.evaluate import Run, new_field, untrained_field
+from tdsm.classification.heads import make_head
+from tdsm.classification.probe import Samples
 from tdsm.data import Data, ImageSet
 from tdsm.decomposition import check_method
-from tdsm.errors import UsageError
-from tdsm.evaluate import Run, new_field, untrained_field
-from tdsm.extract import Features, Images, fill_store, fingerprint_of
-from tdsm.field import NeuralField, count_parameters
-from tdsm.frozen import Samples
-from tdsm.heads import make_head
-from tdsm.load import FIELD_FOLDER, load_field
-from tdsm.randomness import derive_seed, generator
-from tdsm.runfolder import keep_settings
-from tdsm.settings import HeadConfig, MapConfig, ProbeConfig, StudyConfig
-from tdsm.store import open_store
+from tdsm.features.config import MapConfig
+from tdsm.features.extract import Features, Images, fill_store, fingerprint_of
+from tdsm.features.store import open_store
+from tdsm.models.field import NeuralField, count_parameters
+from tdsm.models.load import FIELD_FOLDER, load_field
+from tdsm.pipeline.runfolder import keep_settings
 from tdsm.study.answers import changed, fit_and_test, keep_answer
+from tdsm.study.config import StudyConfig
 from tdsm.study.features import IMAGES, MEANINGS, METHODS, SEQUENCES, all_features, token_features
-from tdsm.train import measure_psnr, train_field
+from tdsm.training.reconstruction import measure_psnr, train_field
 
 FOLDER, SPLITS = "study-worth", ("train", "validation", "test")
 CELLS = 4  # the MLP reads maps averaged over CELLS × CELLS regions; tokens and images as they are

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdsm.errors import ResourceError
-from tdsm.io import write_bytes
+from tdsm.base.errors import ResourceError
+from tdsm.base.io import write_bytes
 
 SOURCE = Path(__file__).with_name("gated_sum.cpp")
 IS_X86 = platform.machine() in ("x86_64", "AMD64")

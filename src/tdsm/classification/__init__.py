@@ -1,0 +1,1 @@
+"""Heads, the rows of every table, and how they are fitted."""

@@ -1,0 +1,92 @@
+"""Heads, and how they are trained and chosen: on stored features, or with the field."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tdsm.base.settings import Positive, Settings
+from tdsm.data.config import AugmentConfig
+
+
+class HeadConfig(Settings):
+    """What stands between maps and class scores."""
+
+    pool: Literal["avg", "max", "flatten", "cnn", "attention", "transformer"] = Field(
+        "avg", description="Kind of head."
+    )
+    hidden_dim: int = Field(0, ge=0, description="Hidden width of the MLP after `flatten`; 0 is a linear layer.")
+    kernel_size: Literal[1, 3] = Field(3, description="Window of the convolutions of `cnn`.")
+    width: Positive = Field(64, description="Channels of `cnn`, width of `transformer`.")
+    depth: Positive = Field(2, description="Convolutions of `cnn`, layers of `transformer`.")
+    num_weightings: Positive = Field(4, description="Weightings of `attention`, each pooled on its own.")
+    attention_scope: Literal["location", "global"] = Field(
+        "location", description="Whether `attention` weighs tokens anew at each location or once an image."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the class scores.")
+
+
+class ProbeConfig(Settings):
+    """How every head and baseline is trained and chosen: the same way for all of them."""
+
+    rows: tuple[str, ...] = Field((), description="Rows of the table, by name; all of them if not set.")
+    seeds: Positive = Field(
+        1,
+        description="Seeds of every head: hyperparameters are chosen with the first, on validation; then a head is "
+        "trained for each.",
+    )
+    epochs: Positive = Field(40, description="Passes over the training features.")
+    batch_size: Positive = Field(128, description="Samples a step.")
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1e-3, 1e-2), min_length=1, description="Learning rates tried; validation chooses."
+    )
+    weight_decays: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (1e-2,), min_length=1, description="Weight decays tried; validation chooses."
+    )
+    views: int = Field(
+        0,
+        ge=0,
+        description="Augmented copies of each training image beside the image itself, their features kept on disk. "
+        "Published frozen fields often use 50.",
+    )
+    augment: AugmentConfig = Field(AugmentConfig(crop=4, flip=True), description="How those copies are made.")
+    neighbours: tuple[Positive, ...] = Field(
+        (1, 5, 20, 200), min_length=1, description="k of k-NN; validation chooses."
+    )
+    temperature: float = Field(0.1, gt=0, description="Temperature of the k-NN vote, exp(cosine / temperature).")
+
+
+class LearningRates(Settings):
+    """Peaks of the learning rates of a classifier's parts; the regime's own where not set."""
+
+    encoder: float | None = Field(None, ge=0, description="Of the field's encoder.")
+    processor: float | None = Field(None, ge=0, description="Of the field's processor.")
+    decoder: float | None = Field(None, ge=0, description="Of the field's decoder.")
+    head: float = Field(1e-3, gt=0, description="Of the head.")
+
+
+class RegimeConfig(Settings):
+    """How a head is trained with its field."""
+
+    regime: Literal["frozen", "finetune", "two_stage"] = Field(
+        "finetune",
+        description="frozen: the head alone. finetune: head and field, through the decoder. two_stage: the head alone, "
+        "then both at small rates, classifying and reconstructing.",
+    )
+    head: HeadConfig = Field(HeadConfig(), description="The head.")
+    seeds: Positive = Field(1, description="Seeds of head and order.")
+    epochs: Positive = Field(5, description="Passes over the training images in each phase.")
+    batch_size: Positive = Field(64, description="Images a step.")
+    learning_rates: LearningRates = Field(LearningRates(), description="Peaks of the learning rates.")
+    warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up of each phase, then a cosine.")
+    weight_decay: float = Field(1e-2, ge=0, description="Decoupled weight decay.")
+    gradient_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    classification_weight: float = Field(1.0, ge=0, description="Weight of the classification loss.")
+    reconstruction_weight: float | None = Field(
+        None, ge=0, description="Weight of the reconstruction loss; not set: 1 for two_stage, else 0."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the label spread over all classes.")
+    mixup: float = Field(0.0, ge=0, description="α of mixup's Beta(α, α); 0 mixes nothing.")
+    token_drop: float = Field(0.0, ge=0, lt=1, description="Share of tokens whose maps are blanked in a step.")
+    ema: float = Field(0.0, ge=0, lt=1, description="Decay of the averaged weights that are judged; 0 averages none.")
+    patience: int = Field(0, ge=0, description="Stop after this many epochs without a better validation; 0 never.")
+    augment: AugmentConfig = Field(AugmentConfig(), description="Random changes of the training images.")

@@ -1,0 +1,1 @@
+"""The field, its weights, and other people's models as fields."""

@@ -1,0 +1,60 @@
+"""How the studies ask."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tdsm.base.settings import Positive, Settings
+from tdsm.classification.config import HeadConfig
+
+
+class StudyConfig(Settings):
+    """How the study of worth asks: the same budget and tuning for every feature."""
+
+    seeds: Positive = Field(3, description="Seeds of each head.")
+    parameters: Positive = Field(50_000, description="Most parameters a head may have; the widest is taken.")
+    size: tuple[Positive, Positive] | None = Field((16, 16), description="Height and width of maps; not set: images'.")
+    epochs: Positive = Field(40, description="Passes over the training features by the mlp.")
+    structured_epochs: Positive = Field(6, description="Passes by the structured heads, which cost more.")
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1e-3, 1e-2), min_length=1, description="Learning rates tried; validation chooses."
+    )
+    max_train: int | None = Field(5000, ge=1, description="Training images used, a random subset of the run's.")
+    max_test: int | None = Field(None, ge=2, description="Test images used, a random subset; all if not set.")
+    token_counts: tuple[Positive, ...] = Field(
+        (4, 8, 16), description="Also from the first n tokens alone, where there are more."
+    )
+    steps: tuple[Positive, ...] = Field((250, 1000), description="Also from fields trained anew for fewer steps.")
+
+
+class ObjectiveStudyConfig(Settings):
+    """How the study of objectives asks: one field an objective, all else equal."""
+
+    objectives: tuple[Literal["full", "sparse_context", "token_dropout", "nested", "mixture"], ...] = Field(
+        ("full", "sparse_context", "token_dropout", "nested", "mixture"), min_length=1, description="Which objectives."
+    )
+    seeds: Positive = Field(1, description="Seeds of field and head.")
+    steps: Positive = Field(1000, description="Training steps of each field; all else is the run's.")
+    images: int = Field(256, ge=2, description="Test images whose components are measured, the first ones.")
+    size: tuple[Positive, Positive] | None = Field((16, 16), description="Height and width of maps; not set: images'.")
+    head: HeadConfig = Field(HeadConfig(pool="flatten"), description="The probe, on maps and on tokens.")
+    epochs: Positive = Field(20, description="Passes of the probe over the training features.")
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1e-4, 1e-3), min_length=1, description="Learning rates of the probe tried; validation chooses."
+    )
+    max_train: int | None = Field(5000, ge=1, description="Training images of the probe, a random subset of the run's.")
+    max_test: int | None = Field(None, ge=2, description="Test images of the probe, a random subset; all if not set.")
+
+
+class TokenStudyConfig(Settings):
+    """How the study of tokens asks: the same head and tuning for every way of choosing tokens."""
+
+    counts: tuple[int, ...] = Field(
+        (), description="Numbers of tokens kept; an eighth, a quarter and a half of them if not set."
+    )
+    seeds: Positive = Field(3, description="Seeds of gate, head and random choice.")
+    head: HeadConfig = Field(HeadConfig(), description="The head.")
+    epochs: Positive = Field(40, description="Passes over the training maps, by the gate and by each head.")
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1e-3, 1e-2), min_length=1, description="Learning rates tried; validation chooses."
+    )

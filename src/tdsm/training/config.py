@@ -1,0 +1,52 @@
+"""How a field is trained to reconstruct."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from tdsm.base.settings import Positive, Settings, Share
+from tdsm.data.config import AugmentConfig
+
+
+class ObjectiveWeights(Settings):
+    """How much each objective counts in a step's loss; 0 leaves it out. The equations: docs/method.md."""
+
+    full: float = Field(1.0, ge=0, description="Weight of reconstructing from all pixels and all tokens.")
+    sparse_context: float = Field(0.0, ge=0, description="Of reconstructing from a random share of the pixels.")
+    token_dropout: float = Field(0.0, ge=0, description="Of reconstructing from random subsets of the tokens.")
+    nested: float = Field(0.0, ge=0, description="Of reconstructing from the first n tokens, n random.")
+    mixture: float = Field(0.0, ge=0, description="Of reconstructing by masks; needs --field.has-masks.")
+
+
+class TrainConfig(Settings):
+    """How a field is trained to reconstruct."""
+
+    steps: int = Field(3000, ge=0, description="Optimizer steps; 0 keeps the field as it starts.")
+    batch_size: Positive = Field(64, description="Images a step, over all processes.")
+    accumulate: Positive = Field(1, description="Parts a process takes its share of a batch in; saves memory.")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 runs steps under autocast.")
+    compile: bool = Field(False, description="Compile the field's blocks by torch.compile: minutes first, then faster.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak of the learning rate (AdamW, warm-up, then cosine).")
+    warmup_steps: int = Field(100, ge=0, description="Steps of linear warm-up.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    gradient_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    num_queries: int | None = Field(None, ge=1, description="Random points decoded a step; all points if not set.")
+    objectives: ObjectiveWeights = Field(ObjectiveWeights(), description="What the loss is made of.")
+    context_fraction: Share | tuple[Share, Share] = Field(
+        (0.1, 1.0), description="Share of the pixels `sparse_context` encodes, or the bounds it is drawn between."
+    )
+    subset_sizes: Literal["uniform", "log_uniform"] = Field(
+        "log_uniform", description="How `token_dropout` and `nested` draw the number of tokens, from 1 to all."
+    )
+    augment: AugmentConfig = Field(AugmentConfig(), description="Random changes of the training images.")
+    validate_every: Positive = Field(250, description="Steps between measurements on validation images.")
+    validation_images: Positive = Field(256, description="Validation images measured, the first ones.")
+    checkpoint_every: Positive = Field(250, description="Steps between checkpoints; two are kept.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_share_alone(cls, data: Any) -> Any:
+        """Take a share below 1 without objectives for `sparse_context`, as it was before there were objectives."""
+        if isinstance(data, dict) and "objectives" not in data and data.get("context_fraction", 1) != 1:
+            return data | {"objectives": {"full": 0, "sparse_context": 1}}
+        return data

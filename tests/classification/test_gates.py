@@ -1,0 +1,99 @@
+"""The gate opens exactly n tokens and finds those that carry the label, for every seed, whatever the global state."""
+
+import itertools
+
+import pytest
+import torch
+
+from tdsm.classification.config import HeadConfig, ProbeConfig
+from tdsm.classification.gates import GatedClassifier, TokenGate, learn_tokens
+from tdsm.classification.heads import make_head
+from tdsm.classification.probe import Samples, fit_head
+from tdsm.features.store import Rows
+from tdsm.study.tokens import draw
+
+HEAD, PROBE = HeadConfig(pool="avg"), ProbeConfig(epochs=24, batch_size=32, learning_rates=(1e-2,))
+CARRIERS = [2, 7, 11]
+
+
+def labelled(count, seed, channels=1, tokens=12):
+    """Make samples of 4 classes of which tokens 2, 7 and 11 each tell one class from the rest; others are noise."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 4
+    maps = torch.randn(count, 3, 3, tokens, channels, generator=random)
+    for carrier, label in zip(CARRIERS, range(3), strict=True):
+        maps[..., carrier, -1] += 1.0 * (labels == label)[:, None, None]
+    return Samples(Rows([5 + 3 * maps.flatten(3)]), labels)
+
+
+@pytest.mark.parametrize("count", [1, 3, 11])
+@pytest.mark.parametrize("is_training", [True, False])
+def test_exactly_n_tokens_are_open(count, is_training):
+    gate = TokenGate(12, count, seed=0).train(is_training)
+    gate.scores.data = torch.randn(12)
+    gates = gate(50).detach()
+    assert set(gates.unique().tolist()) == {0.0, 1.0}
+    assert (gates.sum(dim=1) == count).all()
+    assert len(gate.chosen()) == count
+    if not is_training:
+        assert (gates[:, gate.chosen()] == 1).all()
+
+
+def test_draws_are_in_proportion_to_the_scores():
+    gate = TokenGate(4, 1, seed=0)
+    gate.scores.data = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
+    torch.testing.assert_close(gate(40_000).detach().mean(dim=0), torch.tensor([0.1, 0.2, 0.3, 0.4]), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_closed_token_shows_the_mean_of_training_maps(channels):
+    classifier = make_head(HeadConfig(pool="flatten"), 12 * channels, 4, (3, 3))
+    classifier.fit_statistics(torch.randn(12 * channels), torch.rand(12 * channels) + 0.5)
+    gated = GatedClassifier(classifier, TokenGate(12, 3, seed=0)).eval()
+    gated.gate.scores.data[CARRIERS] = 1.0
+    maps = torch.randn(5, 3, 3, 12 * channels)
+    blanked = classifier.mean.expand_as(maps).unflatten(3, (12, channels)).clone()
+    blanked[..., CARRIERS, :] = maps.unflatten(3, (12, channels))[..., CARRIERS, :]
+    torch.testing.assert_close(gated(maps), classifier(blanked.flatten(3)))
+
+
+def test_gradients_reach_every_score_and_move_none_that_all_share():
+    classifier = make_head(HEAD, 12, 4, (3, 3))
+    gated = GatedClassifier(classifier, TokenGate(12, 3, seed=0))
+    samples = labelled(64, seed=0)
+    loss = torch.nn.functional.cross_entropy(gated(samples.features[torch.arange(64)] - 5), samples.labels)
+    loss.backward()
+    gradient = gated.gate.scores.grad
+    assert (gradient != 0).all()
+    assert gradient.sum().abs() < 1e-4 * gradient.abs().sum()
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_tokens_that_carry_the_label_survive_for_every_seed(channels):
+    train, validation = labelled(400, 1, channels), labelled(100, 2, channels)
+    for seed in range(3):
+        assert learn_tokens(HEAD, 12, 3, train, validation, 4, PROBE, seed, "cpu") == CARRIERS
+
+
+def test_a_head_on_learned_tokens_beats_one_on_random_tokens():
+    train, validation = labelled(400, 1), labelled(100, 2)
+
+    def accuracy(tokens, seed):
+        parts = [Samples(Rows([s.features.shards[0][..., tokens]]), s.labels) for s in (train, validation)]
+        return fit_head(HEAD, *parts, 4, PROBE, seed, "cpu").accuracy
+
+    for seed in range(2):
+        learned = learn_tokens(HEAD, 12, 3, train, validation, 4, PROBE, seed, "cpu")
+        assert accuracy(learned, seed) > accuracy(draw(12, 3, seed), seed) + 0.2
+
+
+def test_the_choice_depends_on_the_seed_and_not_on_the_global_state():
+    train, validation = labelled(64, 1), labelled(32, 2)
+    probe = PROBE.model_copy(update={"epochs": 2})
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    one = [learn_tokens(HEAD, 12, 4, train, validation, 4, probe, seed, "cpu") for seed in range(4)]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(4)
+    assert one == [learn_tokens(HEAD, 12, 4, train, validation, 4, probe, seed, "cpu") for seed in range(4)]
+    assert any(a != b for a, b in itertools.pairwise(one))

@@ -1,0 +1,183 @@
+import inspect
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from tdsm.base.errors import NonFiniteError
+from tdsm.classification import probe as frozen
+from tdsm.classification.config import HeadConfig, ProbeConfig
+from tdsm.classification.knn import knn_scores
+from tdsm.classification.probe import Samples, channel_statistics, fit_head, fit_knn, fit_seeds, predict, predict_knn
+from tdsm.features import store
+from tdsm.features.store import Rows
+
+PROBE = ProbeConfig(epochs=4, batch_size=16, learning_rates=(1e-1, 1e-4), weight_decays=(0.0, 0.1))
+
+
+def make(count: int, seed: int, classes: int = 3, noise: float = 1.0) -> Samples:
+    """Draw maps (2, 3, 4) whose channels' means give the class away."""
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    centres = 3 * torch.randn(classes, 1, 1, 4, generator=torch.Generator().manual_seed(99))
+    maps = centres[labels] + noise * torch.randn(count, 2, 3, 4, generator=random)
+    return Samples(Rows([5 + 10 * maps[: count // 2], 5 + 10 * maps[count // 2 :]]), labels)
+
+
+def everything(samples: Samples) -> torch.Tensor:
+    return samples.features[torch.arange(len(samples.labels))]
+
+
+def fit(head="avg", train=None, validation=None, config=PROBE, seed=0):
+    return fit_head(HeadConfig(pool=head), train or make(60, 1), validation or make(30, 2), 3, config, seed, "cpu")
+
+
+def weights(choice):
+    return torch.cat([value.flatten() for value in choice.classifier.state_dict().values()])
+
+
+@pytest.mark.parametrize("memory", [0, 2**30])
+@pytest.mark.parametrize("read", [7, 512])
+def test_statistics_are_those_of_all_samples_at_once(monkeypatch, memory, read):
+    monkeypatch.setattr(store, "MEMORY_BYTES", memory)
+    monkeypatch.setattr(frozen, "READ", read)
+    samples = make(60, 1)
+    flat = everything(samples).flatten(0, 2)
+    mean, deviation = channel_statistics(samples)
+    torch.testing.assert_close(mean, flat.mean(dim=0))
+    torch.testing.assert_close(deviation, flat.std(dim=0, correction=0))
+
+
+def test_a_constant_channel_far_from_zero_has_no_deviation():
+    mean, deviation = channel_statistics(Samples(Rows([torch.full((40, 2, 2, 1), 1000.1)]), torch.zeros(40).long()))
+    assert mean.item() == pytest.approx(1000.1, rel=1e-6)
+    assert deviation.item() == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("pool", ["avg", "max", "flatten", "cnn", "attention", "transformer"])
+def test_every_head_learns_what_can_be_learned(pool):
+    config = ProbeConfig(epochs=12, batch_size=16, learning_rates=(1e-2,))
+    choice = fit(pool, make(120, 1, noise=0.3), make(60, 2, noise=0.3), config)
+    assert choice.accuracy > 0.9
+
+
+def test_the_plain_head_is_as_good_as_an_independent_linear_classifier():
+    train, validation = make(120, 1, noise=3.0), make(90, 2, noise=3.0)
+    config = ProbeConfig(epochs=60, batch_size=32, learning_rates=(1e-2, 1e-1))
+    seen = fit("avg", train, validation, config).accuracy
+    pooled = [everything(samples).mean(dim=(1, 2)).numpy() / 10 for samples in (train, validation)]
+    reference = LogisticRegression(max_iter=1000).fit(pooled[0], train.labels).score(pooled[1], validation.labels)
+    assert seen >= reference - 0.04
+    assert seen < 1
+
+
+def test_what_is_kept_is_what_did_best_on_validation():
+    validation = make(30, 2, noise=2.0)
+    config = ProbeConfig(epochs=6, batch_size=16, learning_rates=(1e-4, 1e-1), weight_decays=(0.0, 0.5))
+    each = [
+        fit(validation=validation, config=config.model_copy(update={"learning_rates": (r,), "weight_decays": (d,)}))
+        for r in config.learning_rates
+        for d in config.weight_decays
+    ]
+    choice = fit(validation=validation, config=config)
+    assert choice.accuracy == max(one.accuracy for one in each)
+    assert choice.settings == next(one.settings for one in each if one.accuracy == choice.accuracy)
+    predicted = predict(choice.classifier, validation.features, "cpu")
+    assert (predicted == validation.labels).float().mean().item() == pytest.approx(choice.accuracy)
+
+
+def test_the_best_epoch_is_kept_not_the_last(monkeypatch):
+    whole, calls = frozen.predict, []
+
+    def spoiled(classifier, features, device):
+        calls.append({name: value.clone() for name, value in classifier.state_dict().items()})
+        predicted = whole(classifier, features, device)
+        return predicted if len(calls) == 2 else (predicted + 1) % 3 if len(calls) > 2 else predicted * 0
+
+    monkeypatch.setattr(frozen, "predict", spoiled)
+    config = ProbeConfig(epochs=4, batch_size=16, learning_rates=(1e-1,))
+    choice = fit(train=make(60, 1, noise=0.1), validation=make(30, 2, noise=0.1), config=config)
+    assert choice.settings["epoch"] == 2
+    assert all(torch.equal(value, calls[1][name]) for name, value in choice.classifier.state_dict().items())
+
+
+def test_choosing_cannot_see_the_test_split():
+    for function in (fit_head, fit_seeds, fit_knn):
+        assert [name for name in inspect.signature(function).parameters if "test" in name] == []
+        assert set(inspect.signature(function).parameters) >= {"train", "validation"}
+
+
+def test_features_are_standardised_by_the_training_samples():
+    train = make(60, 1)
+    choice = fit(train=train, validation=make(30, 2))
+    mean, deviation = channel_statistics(train)
+    assert torch.equal(choice.classifier.mean, mean)
+    assert torch.equal(choice.classifier.deviation, deviation)
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.5}])
+def test_equal_seeds_give_equal_weights_whatever_was_drawn_before(options):
+    head = HeadConfig(pool="flatten", **options)
+    fitted = []
+    for seed in (0, 0, 1):
+        torch.rand(7)
+        fitted.append(weights(fit_head(head, make(60, 1), make(30, 2), 3, PROBE, seed, "cpu")))
+    assert torch.equal(fitted[0], fitted[1])
+    assert not torch.equal(fitted[0], fitted[2])
+
+
+def test_fitting_leaves_the_callers_random_numbers_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_loss_that_is_no_number_is_named():
+    train = make(60, 1)
+    broken = Samples(Rows([everything(train) * float("nan")]), train.labels)
+    with pytest.raises(NonFiniteError, match="head avg: the loss is nan at learning rate"):
+        fit(train=broken)
+
+
+def test_further_seeds_are_trained_at_what_the_first_chose(monkeypatch):
+    train, validation, seen, whole = make(60, 1, noise=3.0), make(30, 2, noise=3.0), [], frozen._fit_once
+
+    def spy(*arguments):
+        seen.append(arguments[-4:])
+        return whole(*arguments)
+
+    monkeypatch.setattr(frozen, "_fit_once", spy)
+    config = PROBE.model_copy(update={"seeds": 3})
+    choices = fit_seeds(HeadConfig(), train, validation, 3, config, 7, "cpu")
+    rate, decay = (choices[0].settings[name] for name in ("learning_rate", "weight_decay"))
+    assert [arguments[0] for arguments in seen[:4]] == [7] * 4
+    assert [arguments[2:] for arguments in seen[4:]] == [(rate, decay)] * 2
+    assert len({arguments[0] for arguments in seen}) == 3
+    assert torch.equal(weights(choices[0]), weights(fit_head(HeadConfig(), train, validation, 3, PROBE, 7, "cpu")))
+    assert not torch.equal(weights(choices[1]), weights(choices[2]))
+
+
+def test_neighbours_are_chosen_on_validation_the_fewest_on_a_tie():
+    train, validation = make(60, 1, noise=4.0), make(45, 2, noise=4.0)
+    config = ProbeConfig(neighbours=(1, 3, 9, 100), temperature=0.2)
+    accuracies = {}
+    for k in config.neighbours:
+        predicted = predict_knn(validation.features, train, 3, k, 0.2)
+        accuracies[k] = (predicted == validation.labels).float().mean().item()
+    choice = fit_knn(train, validation, 3, config)
+    assert choice.accuracy == max(accuracies.values())
+    assert choice.settings["neighbours"] == min(k for k, value in accuracies.items() if value == choice.accuracy)
+    assert len(set(accuracies.values())) > 1
+    assert choice.classifier is None
+    same = fit_knn(train, train, 3, ProbeConfig(neighbours=(5, 1)))
+    assert (same.settings["neighbours"], same.accuracy) == (1, 1.0)
+
+
+def test_neighbours_are_sought_among_standardised_training_samples():
+    train, queries = make(60, 1), make(20, 3)
+    mean, deviation = channel_statistics(train)
+    flat = [((everything(part) - mean) / (deviation + 1e-6)).flatten(1) for part in (queries, train)]
+    expected = knn_scores(flat[0], flat[1], train.labels, 3, 5, 0.1).argmax(dim=1)
+    assert torch.equal(predict_knn(queries.features, train, 3, 5, 0.1), expected)

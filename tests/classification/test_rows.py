@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from tdsm.classification.heads import HEADS, TDSMClassifier
+from tdsm.classification.rows import ROWS
+from tdsm.features.config import MapConfig
+from tdsm.features.extract import compute_features
+from tests.conftest import small_field
+
+
+@pytest.fixture(scope="module")
+def features():
+    torch.manual_seed(0)
+    return compute_features(small_field(torch.float32, channels=3), torch.rand(2, 3, 8, 6), MapConfig())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_reads_features_that_are_extracted(name, features):
+    row = ROWS[name]
+    height, width, maps = features[row.features].shape[1:]
+    assert row.meaning
+    if row.head is not None:
+        options = row.head.model_dump(exclude={"pool"})
+        classifier = TDSMClassifier(maps, 7, row.head.pool, (height, width), **options)
+        assert classifier(features[row.features].float()).shape == (2, 7)
+
+
+def test_rows_of_the_method_are_trained_and_read_maps():
+    for name, row in ROWS.items():
+        assert (row.role == "tdsm") == name.startswith("tdsm-")
+        assert row.is_trained == (not name.startswith("untrained-"))
+        assert row.role == "baseline" or (row.features == "tdsm" and row.is_trained)
+
+
+def test_every_head_and_every_promised_baseline_is_in_the_table():
+    heads = {row.head.pool for row in ROWS.values() if row.head is not None}
+    assert heads == set(HEADS)
+    described = {(row.features, row.head.pool if row.head else "knn", row.is_trained) for row in ROWS.values()}
+    assert described >= {
+        ("pixels", "flatten", True),
+        ("pixels", "knn", True),
+        ("pixels", "cnn", True),
+        ("tokens", "avg", True),
+        ("tokens", "flatten", True),
+        ("values", "flatten", True),
+        ("reconstruction", "flatten", True),
+        ("tokens", "transformer", True),
+        ("tdsm", "avg", False),
+    }
+
+
+def test_the_same_cnn_reads_maps_pixels_and_reconstruction():
+    names = ("tdsm-cnn3", "pixels-cnn3", "reconstruction-cnn3", "untrained-tdsm-cnn3")
+    assert len({ROWS[name].head for name in names}) == 1

@@ -1,0 +1,123 @@
+import json
+import warnings
+
+import pytest
+
+from tdsm.base import io
+from tdsm.base.environment import describe_environment
+from tdsm.base.errors import CheckpointError, UsageError
+from tdsm.base.settings import differences
+from tdsm.pipeline.runfolder import create_run, read_config
+from tdsm.training.checkpoints import latest_checkpoint, save_checkpoint
+from tests.tinyrun import tiny
+
+
+def test_a_run_keeps_its_whole_config_defaults_included(tmp_path):
+    path = create_run(tmp_path / "a" / "run", tiny(seed=3), resume=False)
+    assert read_config(path) == tiny(seed=3)
+    stored = json.loads((path / "config.json").read_text())
+    assert stored["train"]["weight_decay"] == 0.0
+    assert json.loads((path / "environment.json").read_text())["versions"]["torch"]
+
+
+def test_a_run_is_taken_up_only_when_asked_and_with_the_same_settings(tmp_path):
+    path = create_run(tmp_path / "run", tiny(), resume=False)
+    with pytest.raises(UsageError, match=r"this run exists\. Continue it with --resume"):
+        create_run(path, tiny(), resume=False)
+    assert create_run(path, tiny(), resume=True) == path
+    with pytest.raises(UsageError, match=r"other settings: seed: 0 -> 1; train.steps: 8 -> 9\."):
+        create_run(path, tiny(seed=1, train__steps=9), resume=True)
+    assert read_config(path) == tiny()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("text")
+    for resume in (False, True):
+        with pytest.raises(UsageError, match="not empty and holds no run"):
+            create_run(tmp_path, tiny(), resume=resume)
+        with pytest.raises(UsageError, match="this is a file"):
+            create_run(tmp_path / "thesis.txt", tiny(), resume=resume)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_start_that_was_killed_is_no_obstacle(tmp_path):
+    io.write_json(tmp_path / "environment.json", {})
+    (tmp_path / ".config.json.77.tmp").write_text("{")
+    assert read_config(create_run(tmp_path, tiny(), resume=False)) == tiny()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "no run here"),
+        ("{", "cannot be read as JSON"),
+        ('{"sede": 1}', "sede: Extra inputs"),
+        ('{"train": {"steps": -1}}', "train.steps: Input should be"),
+        ("[]", "not the config of a run"),
+    ],
+)
+def test_a_missing_or_damaged_config_is_named(tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=words):
+        read_config(tmp_path)
+
+
+def test_differences_name_what_was_added_removed_and_changed():
+    before, after = {"a": {"b": 1, "c": (1, 2)}, "d": None}, {"a": {"b": 2, "c": (1, 2)}, "e": 1}
+    assert differences(before, after) == ["a.b: 1 -> 2", "e: None -> 1"]
+    assert differences(before, before) == []
+
+
+def test_the_environment_says_with_what_and_where():
+    facts = describe_environment()
+    assert facts["versions"].keys() >= {"tdsm", "torch", "numpy", "safetensors"}
+    assert facts["command"].startswith("tdsm")
+    assert facts["threads"] >= 1
+    json.dumps(facts)
+
+
+def checkpoint(path, step):
+    save_checkpoint(path, step, lambda folder: io.write_json(folder / "state.json", {"step": step}))
+
+
+def test_the_two_newest_checkpoints_are_kept(tmp_path):
+    for step in (2, 9, 10, 100):
+        checkpoint(tmp_path, step)
+    names = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000010", "step-00000100"]
+    assert latest_checkpoint(tmp_path).name == "step-00000100"
+
+
+def truncate(folder):
+    (folder / "state.json").write_bytes(b"{")
+
+
+def flip(folder):
+    data = bytearray((folder / "state.json").read_bytes())
+    data[3] ^= 1
+    (folder / "state.json").write_bytes(bytes(data))
+
+
+def lose(folder):
+    (folder / "state.json").unlink()
+
+
+def lose_manifest(folder):
+    (folder / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, lose, lose_manifest])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, damage):
+    checkpoint(tmp_path, 1)
+    checkpoint(tmp_path, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert latest_checkpoint(tmp_path).name == "step-00000002"
+    damage(tmp_path / "checkpoints" / "step-00000002")
+    with pytest.warns(UserWarning, match="Falling back to the checkpoint before it"):
+        assert latest_checkpoint(tmp_path).name == "step-00000001"
+
+
+def test_without_checkpoints_there_is_none(tmp_path):
+    assert latest_checkpoint(tmp_path) is None

@@ -1,0 +1,109 @@
+"""A tiny run for the tests of the pipeline: seconds on one core, every stage of it real."""
+
+import functools
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tdsm.classification.evaluate import Run
+from tdsm.cli.main import run_command
+from tdsm.data import Data, load_data
+from tdsm.pipeline.config import RunConfig
+from tdsm.pipeline.runfolder import create_run
+from tdsm.pipeline.stages import train
+
+ROWS = ("tdsm-avg", "tdsm-knn", "pixels-linear", "pixels-knn", "tokens-mean", "untrained-tdsm-avg")
+TINY: dict[str, Any] = {
+    "data": {"source": "digits", "max_train": 120, "max_test": 60},
+    "field": {
+        "mapping_dim": 4,
+        "fourier_scale": 1.0,
+        "widths": (8,),
+        "num_latents": 4,
+        "cross_heads": 2,
+        "cross_head_dim": 4,
+        "self_heads": 2,
+        "self_head_dim": 4,
+        "processor_depth": 1,
+    },
+    "train": {
+        "steps": 8,
+        "batch_size": 16,
+        "warmup_steps": 2,
+        "validate_every": 3,
+        "checkpoint_every": 2,
+        "validation_images": 8,
+    },
+    "probe": {"epochs": 2, "rows": ROWS, "learning_rates": (1e-2,), "neighbours": (1, 5)},
+}
+RESULTS = ("results/*", "rows/**/*", "table.*", "quality.json", "field/*", "config.json", "environment.json")
+
+
+def tiny(**changes: Any) -> RunConfig:
+    """Return the tiny settings with some entries changed, each named as `part__entry` or `entry`."""
+    settings = {name: dict(part) for name, part in TINY.items()}
+    for name, value in changes.items():
+        part, _, entry = name.rpartition("__")
+        (settings.setdefault(part, {}) if part else settings)[entry] = value
+    return RunConfig.model_validate(settings)
+
+
+@functools.cache
+def digits(seed: int = 0) -> Data:
+    return load_data(tiny().data, seed)
+
+
+def trained(path: Path, **changes: Any) -> Run:
+    """Make a run with a trained field at `path`."""
+    config = tiny(**changes)
+    create_run(path, config, resume=False)
+    return train(path, load_data(config.data, config.seed))
+
+
+def tdsm(*arguments: Any) -> int:
+    """Run a command in this process and return its exit code."""
+    try:
+        return run_command([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(str(stop.code))
+
+
+def write_yaml(path: Path, **changes: Any) -> Path:
+    """Write the tiny settings as a file for --config."""
+    path.write_text(yaml.safe_dump(tiny(**changes).model_dump(mode="json")))
+    return path
+
+
+@functools.cache
+def _demo() -> tuple[tempfile.TemporaryDirectory, Path]:
+    folder = tempfile.TemporaryDirectory(prefix="tdsm-demo-")  # removed when the process ends
+    config = write_yaml(Path(folder.name) / "tiny.yaml")
+    assert tdsm("demo", "--config", config, "--run", f"{folder.name}/run") == 0
+    return folder, Path(folder.name) / "run"
+
+
+def demo(path: Path) -> Path:
+    """Copy a finished tiny demo to `path`; it is made once a process."""
+    shutil.copytree(_demo()[1], path)
+    return path
+
+
+def content(path: Path, *patterns: str) -> dict[str, str]:
+    """Hash the files below a folder that match: name -> SHA-256."""
+    files = {file for pattern in patterns or ("**/*",) for file in path.glob(pattern) if file.is_file()}
+    return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
+
+
+def colour_arrays(path: Path, size: tuple[int, int] = (12, 10), count: int = 60) -> Path:
+    """Write RGB images of three classes that differ in colour, as .npz."""
+    random = np.random.default_rng(0)
+    labels = np.arange(count) % 3
+    images = random.integers(0, 120, (count, *size, 3))
+    images[np.arange(count), :, :, labels] += 120
+    np.savez(path, images=images.astype(np.uint8), labels=labels)
+    return path
