@@ -303,11 +303,59 @@ def test_a_missing_file_is_noticed_and_named(folder, file):
 
 @pytest.mark.parametrize(
     "entries",
-    [[], None, {"weights": 3}, {"weights": {}}, {"weights": {"size": "300"}}, {"../secret": {"size": 1, "sha256": ""}}],
+    [
+        [],
+        None,
+        {},
+        5,
+        {"files": {}, "made_from": {}, "seal": ""},
+        {"weights": 3},
+        {"weights": {}},
+        {"weights": {"size": "300"}},
+        {"../secret": {"size": 1, "sha256": ""}},
+    ],
     ids=json.dumps,
 )
 def test_a_manifest_of_another_form_is_noticed(folder, entries):
     assert noticed(folder, io.MANIFEST, json.dumps(entries).encode())
+
+
+def test_a_folder_says_what_it_was_made_from_and_an_edit_of_that_is_noticed(tmp_path):
+    io.write_folder(tmp_path / "row", lambda path: io.write_text(path / "a", "a"), {"size": (2, 3), "seed": 0})
+    manifest = io.verify_folder(tmp_path / "row", holds=["a"])
+    assert manifest.made_from == {"size": [2, 3], "seed": 0}
+    with pytest.raises(CheckpointError, match=r"lacks b\."):
+        io.verify_folder(tmp_path / "row", holds=["b", "a"])
+    file = tmp_path / "row" / io.MANIFEST
+    file.write_text(file.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(CheckpointError, match="seal does not fit"):
+        io.read_manifest(tmp_path / "row")
+
+
+def test_sweeping_clears_what_killed_writes_left_and_puts_back_what_they_set_aside(tmp_path):
+    (tmp_path / "checkpoints" / ".step-3.77.tmp").mkdir(parents=True)
+    (tmp_path / ".config.json.77.tmp").write_text("half")
+    for name in (".field.old", ".row.old", "row"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "of").write_text(name)
+    io.sweep(tmp_path)
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")} == {
+        "checkpoints",
+        "field",
+        "field/of",
+        "row",
+        "row/of",
+    }
+    assert (tmp_path / "field" / "of").read_text() == ".field.old"
+    assert (tmp_path / "row" / "of").read_text() == "row"
+
+
+def test_json_that_is_no_table_or_too_deep_is_one_clear_error(tmp_path):
+    file = tmp_path / "state.json"
+    for text, words in {"5": "saw int", "[]": "saw list", "[" * 100_000: "cannot be read as JSON"}.items():
+        file.write_text(text)
+        with pytest.raises(CheckpointError, match=words):
+            io.read_object(file)
 
 
 @pytest.mark.parametrize("read", [io.read_json, io.read_tensors])

@@ -2,19 +2,34 @@
 
 A file is written beside its place under a temporary name, flushed, fsynced and renamed over it, then its
 folder is fsynced. A crash leaves the old file or the new one, never half of one. The mode follows the umask.
+
+A folder that counts as a whole is built aside and renamed once. Its manifest holds the size and hash of every file,
+what the folder was made from, and a seal, the hash of all that: a changed byte of any of them is noticed.
+
+    {"files": {"model.safetensors": {"size": 1234, "sha256": "…"}}, "made_from": {…}, "seal": "…"}
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tdsm.base.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder holds and what it was made from."""
+
+    files: dict[str, dict[str, Any]]  # size and sha256 by relative path
+    made_from: dict[str, Any]
+    seal: str
 
 
 def write_bytes(path: Path, data: bytes) -> str:
@@ -53,10 +68,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, st
     return write_bytes(path, save(ready, metadata=metadata))
 
 
-def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Build a folder aside with `fill(folder)`, add a manifest of hashes, and rename it to `path` at once.
+def write_folder(path: Path, fill: Callable[[Path], None], made_from: Mapping[str, Any] | None = None) -> None:
+    """Build a folder aside with `fill(folder)`, seal it by a manifest, and rename it to `path` at once.
 
     A folder that is already there is replaced; between the two renames a crash leaves it under `.NAME.old`.
+
+    Args:
+        path: Where the folder goes.
+        fill: Writes its files.
+        made_from: What the content depends on, as JSON can hold it; kept in the manifest.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,9 +86,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     temporary.mkdir()
     try:
         fill(temporary)
-        files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        entries = {str(p.relative_to(temporary)): {"size": p.stat().st_size, "sha256": file_hash(p)} for p in files}
-        write_json(temporary / MANIFEST, entries)
+        _write_manifest(temporary, made_from or {})
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.replace(path, old)
@@ -82,18 +100,79 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def verify_folder(path: Path) -> None:
-    """Check a folder written by `write_folder` against its manifest; raise `CheckpointError` naming the damage."""
+def sweep(folder: Path) -> None:
+    """Clear away what killed writes left anywhere below a folder, and put back what they had set aside.
+
+    Nothing else may be writing there.
+    """
+    for old in Path(folder).rglob(".*.old"):
+        place = old.with_name(old.name[1 : -len(".old")])
+        if place.exists():
+            shutil.rmtree(old)
+        else:
+            os.replace(old, place)
+    for temporary in Path(folder).rglob(".*.tmp"):
+        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of a folder written by `write_folder`, and check its seal.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, or no manifest.
+    """
+    file = Path(path) / MANIFEST
+    content = read_object(file)
+    if content.keys() != {"files", "made_from", "seal"} or not all(
+        isinstance(content[k], dict) for k in list(content)[:2]
+    ):
+        raise CheckpointError(f"{file}: no manifest of this version. Make the folder anew.")
+    if content["seal"] != _seal(content["files"], content["made_from"]):
+        raise CheckpointError(f"{file}: its seal does not fit its content; it is damaged or was edited.")
+    return Manifest(**content)
+
+
+def verify_folder(path: Path, *, holds: Iterable[str] = ()) -> Manifest:
+    """Check a folder written by `write_folder` against its manifest, and return that.
+
+    Args:
+        path: The folder.
+        holds: Files that must be in it.
+
+    Raises:
+        CheckpointError: It names the damage.
+    """
     path = Path(path)
-    entries = read_json(path / MANIFEST)
-    if not isinstance(entries, dict):
-        raise CheckpointError(f"{path / MANIFEST}: expected a table of files, saw {type(entries).__name__}.")
-    for name, entry in entries.items():
+    manifest = read_manifest(path)
+    if absent := sorted(set(holds) - manifest.files.keys()):
+        raise CheckpointError(f"{path}: its manifest lacks {', '.join(absent)}. Use another copy.")
+    for name, entry in manifest.files.items():
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"{path}: its manifest names {name!r}, which is missing. Use another copy.")
         if entry != {"size": file.stat().st_size, "sha256": file_hash(file)}:
             raise CheckpointError(f"{file}: size or hash differ from the manifest; it is damaged. Use another copy.")
+    return manifest
+
+
+def plain(value: Any) -> Any:
+    """Return a value as it comes back from JSON: tuples as lists, keys as text.
+
+    >>> plain({"size": (16, 16), 1: None})
+    {'size': [16, 16], '1': None}
+    """
+    return json.loads(json.dumps(value))
+
+
+def _write_manifest(folder: Path, made_from: Mapping[str, Any]) -> None:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    entries = {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": file_hash(p)} for p in files}
+    origin = plain(dict(made_from))
+    write_json(folder / MANIFEST, {"files": entries, "made_from": origin, "seal": _seal(entries, origin)})
+
+
+def _seal(files: dict, made_from: dict) -> str:
+    return hashlib.sha256(json.dumps([files, made_from], sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: Path) -> Any:
@@ -102,8 +181,16 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file. Was the run finished, and is the path right?") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error}).") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds a table of names; raise `CheckpointError` when it does not."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a table of names, saw {type(value).__name__}.")
+    return value
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -126,7 +213,9 @@ def file_hash(path: Path) -> str:
 
 
 def sync_folder(path: Path) -> None:
-    """Make renames inside a folder durable."""
+    """Make renames inside a folder durable, where the system can open a folder."""
+    if os.name == "nt":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
