@@ -61,6 +61,34 @@ def test_fingerprint_notices_every_part(changes):
     assert make(**changes).fingerprint() != make().fingerprint()
 
 
+def test_equal_pictures_have_equal_hashes_and_no_others():
+    images = torch.randint(256, (600, 1, 3, 4), dtype=torch.uint8)
+    images[599] = images[3]
+    hashes = make(600, images=images).hashes
+    assert hashes.dtype == torch.int64
+    assert len(hashes.unique()) == 599
+    assert hashes[599] == hashes[3]
+    assert torch.equal(hashes, torch.cat([make(1, images=image[None]).hashes for image in images]))
+    assert not torch.equal(make(600, images=images.view(600, 1, 4, 3)).hashes, hashes)
+    assert make(0).hashes.shape == (0,)
+
+
+def test_hashes_are_computed_once_and_indexed_by_subsets(monkeypatch):
+    whole = make()
+    lone = whole.subset([4, 1]).hashes
+    hashes = whole.hashes
+    monkeypatch.setattr("tdsm.data.imageset._digest", None)
+    assert whole.hashes is hashes
+    assert torch.equal(whole.subset([4, 1]).hashes, lone)
+    assert whole.subset([4, 1]).subset([0]).fingerprint() == whole.subset([4]).fingerprint()
+
+
+def test_pixels_are_reached_by_position():
+    whole = make()
+    assert (whole.channels, whole.size) == (1, (3, 4))
+    assert torch.equal(whole.bytes([3, 0]), whole.images[[3, 0]])
+
+
 def test_fingerprint_ignores_memory_layout():
     whole = make(images=torch.arange(5 * 12, dtype=torch.uint8).view(5, 1, 3, 4))
     strided = make(images=whole.images.transpose(2, 3).contiguous().transpose(2, 3))

@@ -4,20 +4,25 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from tdsm.base.errors import UsageError
 
+HASHED_AT_ONCE = 256  # images
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Hold images, labels and stable sample ids.
 
-    `ids` count the samples of a source split in the source's own order. Sets carved from one source split share
-    that count, so an id says which picture it is, whatever was drawn or left out.
+    Pixels are reached by position, through `bytes` and `floats`. `ids` count the samples of a source split in the
+    source's own order. Sets carved from one source split share that count, so an id says which picture it is,
+    whatever was drawn or left out.
 
     >>> images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
     >>> pets = ImageSet(images, torch.tensor([0, 1, 1]), torch.tensor([4, 7, 9]), ("cat", "dog"))
@@ -58,28 +63,62 @@ class ImageSet:
         """Count the samples."""
         return len(self.images)
 
+    @property
+    def channels(self) -> int:
+        """Count the channels: 1 or 3."""
+        return self.images.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return (height, width) in pixels."""
+        return self.images.shape[2], self.images.shape[3]
+
+    @cached_property
+    def hashes(self) -> Int64[Tensor, "samples"]:
+        """Hash each image's size and pixels: equal pictures have equal hashes, others hardly ever (8 bytes).
+
+        They are computed once, in pieces; sets cut from this one take theirs from here.
+        """
+        start = hashlib.blake2b(json.dumps([self.channels, *self.size]).encode(), digest_size=8)
+        pieces = (self.bytes(range(i, min(i + HASHED_AT_ONCE, len(self)))) for i in range(0, len(self), HASHED_AT_ONCE))
+        digests = [_digest(start, image) for piece in pieces for image in piece.cpu().numpy()]
+        return torch.from_numpy(np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64))
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps([len(self), self.classes]).encode())
+        for part in (self.hashes, self.labels, self.ids):
+            digest.update(part.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 over the images' hashes, labels, ids and class names."""
+        return self._fingerprint
+
     def subset(self, indices: Sequence[int] | Tensor) -> "ImageSet":
         """Keep the samples at these positions, in this order. Positions are not ids."""
         rows = self._rows(indices)
-        return ImageSet(self.images[rows.to(self.images.device)], self.labels[rows], self.ids[rows], self.classes)
+        part = ImageSet(self.bytes(rows), self.labels[rows], self.ids[rows], self.classes)
+        return part._with_hashes(self.hashes[rows]) if "hashes" in vars(self) else part
+
+    def bytes(self, indices: Sequence[int] | Tensor) -> UInt8[Tensor, "n channels height width"]:
+        """Return the images at `indices` as they are stored, 0..255."""
+        return self.images[self._rows(indices).to(self.images.device)]
 
     def floats(self, indices: Sequence[int] | Tensor | None = None) -> Float[Tensor, "n channels height width"]:
         """Return images, or those at `indices`, as float32 in [-1, 1]: x / 127.5 − 1."""
-        images = self.images if indices is None else self.images[self._rows(indices).to(self.images.device)]
-        return images.float() / 127.5 - 1
+        return (self.images if indices is None else self.bytes(indices)).float() / 127.5 - 1
 
     def near(self, device: torch.device) -> "ImageSet":
         """Move the images to a GPU if they take a quarter of its free memory at most; labels and ids stay."""
         if device.type != "cuda" or self.images.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
             return self
-        return ImageSet(self.images.to(device), self.labels, self.ids, self.classes)
+        moved = ImageSet(self.images.to(device), self.labels, self.ids, self.classes)
+        return moved._with_hashes(self.hashes) if "hashes" in vars(self) else moved
 
-    def fingerprint(self) -> str:
-        """Return the SHA-256 over images, labels, ids and class names."""
-        digest = hashlib.sha256(json.dumps([list(self.images.shape), self.classes]).encode())
-        for part in (self.images, self.labels, self.ids):
-            digest.update(part.cpu().contiguous().numpy().data)
-        return digest.hexdigest()
+    def _with_hashes(self, hashes: Tensor) -> "ImageSet":
+        vars(self)["hashes"] = hashes
+        return self
 
     def _rows(self, indices: Sequence[int] | Tensor) -> Tensor:
         rows = torch.as_tensor(indices)
@@ -92,6 +131,12 @@ class ImageSet:
         if not -len(self) <= int(rows.min()) <= int(rows.max()) < len(self):
             raise UsageError(f"ImageSet: indices run to {int(rows.max())}, but there are {len(self)} samples.")
         return rows.long()
+
+
+def _digest(start: "hashlib.blake2b", image: np.ndarray) -> bytes:
+    digest = start.copy()
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.digest()
 
 
 @dataclass(frozen=True, eq=False)
