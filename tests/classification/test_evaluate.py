@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -276,7 +277,7 @@ def test_a_row_of_several_seeds_is_their_mean_with_deviation_and_interval(three)
         assert row["accuracies"] == pytest.approx(accuracies.tolist())
         assert row["accuracy"] == pytest.approx(accuracies.mean().item())
         assert row["deviation"] == pytest.approx(accuracies.std(correction=1).item())
-        assert (row["low"], row["high"]) == accuracy_interval(is_right)
+        assert (row["low"], row["high"]) == astuple(accuracy_interval(is_right))[1:3]
         assert "correct" not in row
     for words in ((three.path / "table.md").read_text(), " ".join(notes(three))):
         assert "means over 3 seeds" in words

@@ -9,21 +9,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from tdsm.base import io
 from tdsm.base.errors import CheckpointError, UsageError
 from tdsm.base.randomness import derive_seed
-from tdsm.base.statistics import accuracy_interval
 from tdsm.classification.config import HeadConfig
 from tdsm.classification.heads import make_head
 from tdsm.classification.probe import Choice, Samples, fit_knn, fit_seeds, predict, predict_knn
 from tdsm.classification.rows import ROWS, Row
+from tdsm.classification.scores import scores
 from tdsm.data import Data, ImageSet
 from tdsm.data.augment import augment
 from tdsm.decomposition import missing_space
@@ -93,7 +93,9 @@ def score_rows(run: Run) -> list[dict]:
             tensors = {"ids": run.data.test.ids, "predicted": predicted.squeeze(0)}
             io.write_tensors(result.with_suffix(".safetensors"), tensors)
             entry: dict[str, Any] = {"name": name, "role": row.role, "features": row.features, "meaning": row.meaning}
-            entry |= {"head": row.head.pool if row.head else "knn"} | _scores(predicted == run.data.test.labels)
+            entry |= {"head": row.head.pool if row.head else "knn"} | scores(
+                predicted, run.data.test.labels, len(run.data.test.classes)
+            )
             entry |= {"validation_accuracy": fmean(fit["validation_accuracy"] for fit in _fits(choice))}
             entry |= {key: choice[key] for key in ("settings", "parameters", "seconds")}
             io.write_json(result, entry)
@@ -181,16 +183,6 @@ def _fits(choice: dict) -> list[dict]:
 
 def _weights(number: int) -> str:
     return f"seed-{number}.safetensors" if number else WEIGHTS
-
-
-def _scores(is_right: Bool[Tensor, "seeds samples"]) -> dict[str, Any]:
-    """Return a row's test accuracy with its interval; of several seeds their mean, each of them, and the deviation."""
-    correct, total = is_right.sum(dim=1).tolist(), is_right.shape[1]
-    accuracies = [count / total for count in correct]
-    several = {"accuracies": accuracies, "deviation": stdev(accuracies)} if len(accuracies) > 1 else {}
-    low, high = accuracy_interval(is_right)
-    counts = {"n_test": total} if several else {"n_test": total, "correct": correct[0]}
-    return counts | {"accuracy": fmean(accuracies), "low": low, "high": high} | several
 
 
 def _predict_test(run: Run, name: str, row: Row) -> tuple[Int[Tensor, "seeds samples"], dict]:

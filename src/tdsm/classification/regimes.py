@@ -25,10 +25,10 @@ from tdsm.base import io
 from tdsm.base.errors import NonFiniteError
 from tdsm.base.progress import Progress
 from tdsm.base.randomness import derive_seed, generator
-from tdsm.base.statistics import wilson_interval
 from tdsm.classification.config import RegimeConfig
 from tdsm.classification.evaluate import Run, reconstruction_of
 from tdsm.classification.heads import TDSMClassifier, make_head
+from tdsm.classification.scores import scores
 from tdsm.data import ImageSet
 from tdsm.data.augment import augment
 from tdsm.features.config import MapConfig
@@ -38,7 +38,7 @@ from tdsm.pipeline.runfolder import keep_settings
 from tdsm.training.checkpoints import latest_checkpoint, read_state, save_checkpoint, write_state
 from tdsm.training.reconstruction import batch_indices, reconstruction_quality, warmup_cosine
 
-FOLDER, RESULT = "regimes", "result.json"
+FOLDER, RESULT, PREDICTED = "regimes", "result.json", "predicted.safetensors"
 STATISTICS_IMAGES = 1024
 READ = 64
 
@@ -94,17 +94,12 @@ def train_regime(run: Run, config: RegimeConfig, number: int) -> dict[str, Any]:
     model = new_classifier(run, config, seed)
     history = fit(model, run, config, seed, folder)
     predicted = predict(model, run.data.test, run.device)
-    correct, total = int((predicted == run.data.test.labels).sum()), len(predicted)
-    low, high = wilson_interval(correct, total)
     best = max(history, key=lambda entry: entry["validation_accuracy"])
     result = {
         "regime": config.regime,
         "seed": number,
         "settings": config.model_dump(mode="json"),
-        "accuracy": correct / total,
-        "low": low,
-        "high": high,
-        "n_test": total,
+        **scores(predicted[None], run.data.test.labels, len(run.data.test.classes)),
         "validation_accuracy": best["validation_accuracy"],
         "epoch": best["epoch"],
         "psnr_before": reconstruction_of(run)["psnr"],
@@ -114,6 +109,7 @@ def train_regime(run: Run, config: RegimeConfig, number: int) -> dict[str, Any]:
     }
     io.write_folder(folder / "field", model.field.write)
     io.write_tensors(folder / "head.safetensors", model.head.state_dict())
+    io.write_tensors(folder / PREDICTED, {"predicted": predicted})
     io.write_json(folder / RESULT, result)
     return result
 

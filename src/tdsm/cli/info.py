@@ -28,7 +28,7 @@ def describe_machine() -> str:
 def torchvision_problem() -> str | None:
     """Say what is wrong when a torchvision built for another torch is installed; None if all is well.
 
-    Such a pair makes torchmetrics and transformers fail at import, far from the cause.
+    Such a pair makes transformers fail at import, far from the cause.
     """
     if find_spec("torchvision") is None:
         return None

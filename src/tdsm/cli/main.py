@@ -260,7 +260,7 @@ def finetune(arguments: list[str]) -> None:
     for number in range(config.seeds):
         result = regimes.train_regime(run, config, number)
         _say(f"{config.regime}, seed {number}: test {100 * result['accuracy']:.1f} %, {result['n_test']} images")
-    path, words = write_regimes(run.path)
+    path, words = write_regimes(run.path, run.data.test.labels)
     _say(words)
     print(path)
 

@@ -1,53 +1,87 @@
 """The table of trained regimes: accuracy over seeds, and what became of the reconstruction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 from tdsm.base import io
-from tdsm.base.statistics import wilson_interval
+from tdsm.base.statistics import Interval, accuracy_interval
+from tdsm.base.text import NOTHING, count_of, markdown_table, percent
+from tdsm.classification.regimes import FOLDER, PREDICTED, RESULT
 
-HEADINGS = ["regime", "head", "seeds", "test accuracy (%)", "deviation", "95 % interval (%)", "validation (%)"]
+WORDS = ["regime", "head"]
+HEADINGS = [*WORDS, "seeds", "test accuracy (%)", "deviation", "95 % interval (%)", "validation (%)"]
 DECIBELS = ["dB before", "dB after"]
+MEANS = ("validation_accuracy", "psnr_before", "psnr_after")
 
 
-def write_regimes(run: Path) -> tuple[Path, str]:
-    """Write regimes.md of a run from every seed that was trained; return its path and its text."""
-    results = [io.read_json(file) for file in sorted((run / "regimes").glob("*/seed-*/result.json"))]
-    text = regimes_markdown(results)
+def write_regimes(run: Path, labels: Int[Tensor, " samples"]) -> tuple[Path, str]:
+    """Write regimes.md of a run from every seed that was trained; return its path and its text.
+
+    Args:
+        labels: Of the run's test images.
+    """
+    text = regimes_markdown(*read_regimes(run, labels))
     io.write_text(run / "regimes.md", text)
     return run / "regimes.md", text
 
 
-def regimes_markdown(results: Sequence[dict]) -> str:
-    """Write one line a regime, seeds averaged.
+def read_regimes(
+    run: Path, labels: Int[Tensor, " samples"]
+) -> tuple[list[dict], dict[str, Bool[Tensor, "seeds samples"]]]:
+    """Return the results of every seed that was trained, and under each regime's name where its seeds are right."""
+    files = sorted((run / FOLDER).glob(f"*/seed-*/{RESULT}"))
+    results = [io.read_json(file) for file in files]
+    right: dict[str, list[Tensor]] = {}
+    for result, file in zip(results, files, strict=True):
+        predicted = io.read_tensors(file.with_name(PREDICTED))["predicted"]
+        right.setdefault(result["regime"], []).append(predicted == labels)
+    return results, {name: torch.stack(rows) for name, rows in right.items()}
 
-    The interval is Wilson's of the mean accuracy on the n test images of one seed: it holds the sampling of images,
-    the deviation that of seeds.
+
+def regimes_markdown(results: Sequence[dict], is_right: Mapping[str, Bool[Tensor, "seeds samples"]]) -> str:
+    """Write the table and what its columns are."""
+    (headings, *lines), words = regimes_cells(results, is_right)
+    return f"{markdown_table(headings, lines, WORDS)}\n\n{' '.join(words)}\n"
+
+
+def regimes_cells(
+    results: Sequence[dict], is_right: Mapping[str, Bool[Tensor, "seeds samples"]]
+) -> tuple[list[list[str]], list[str]]:
+    """Return the lines of the table, headings first, one regime a line, and sentences on what its columns are.
+
+    Args:
+        results: What each seed of each regime measured.
+        is_right: Under a regime's name, whether each of its seeds is right on each test image.
     """
-    names = list(dict.fromkeys(result["regime"] for result in results))
-    lines = [[*HEADINGS, *DECIBELS], ["---"] * (len(HEADINGS) + 2)]
-    lines += [_line([result for result in results if result["regime"] == name]) for name in names]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    count = results[0]["n_test"]
-    return (
-        f"{table}\n\n{count} test images. Deviation: over seeds. Interval: Wilson's, of the mean accuracy on {count} "
-        "images. dB: PSNR on test images of the field before and after, mean over seeds.\n"
-    )
+    bounds = {name: accuracy_interval(right) for name, right in is_right.items()}
+    lines = [
+        _line([result for result in results if result["regime"] == name], bounds[name], right)
+        for name, right in is_right.items()
+    ]
+    words = [
+        f"{count_of(results[0]['n_test'], 'test image')}.",
+        "Deviation: over seeds, in points.",
+        f"Intervals: {', '.join(dict.fromkeys(bound.method for bound in bounds.values()))}.",
+        "dB: PSNR on test images of the field before and after, mean over seeds.",
+    ]
+    return [[*HEADINGS, *DECIBELS], *lines], words
 
 
-def _line(results: Sequence[dict]) -> list[str]:
-    accuracies = [result["accuracy"] for result in results]
-    count = results[0]["n_test"]
-    low, high = wilson_interval(round(fmean(accuracies) * count), count)
+def _line(results: Sequence[dict], bound: Interval, right: Bool[Tensor, "seeds samples"]) -> list[str]:
+    means = {name: fmean(result[name] for result in results) for name in MEANS}
+    accuracies = right.double().mean(dim=1)
     return [
         results[0]["regime"],
         results[0]["settings"]["head"]["pool"],
         str(len(results)),
-        f"{100 * fmean(accuracies):.1f}",
-        f"{100 * stdev(accuracies):.1f}" if len(accuracies) > 1 else "–",
-        f"{100 * low:.1f} – {100 * high:.1f}",
-        f"{100 * fmean(result['validation_accuracy'] for result in results):.1f}",
-        f"{fmean(result['psnr_before'] for result in results):.2f}",
-        f"{fmean(result['psnr_after'] for result in results):.2f}",
+        percent(bound.value),
+        percent(accuracies.std().item()) if len(results) > 1 else NOTHING,
+        f"{percent(bound.low)} – {percent(bound.high)}",
+        percent(means["validation_accuracy"]),
+        *(f"{means[name]:.2f}" for name in ("psnr_before", "psnr_after")),
     ]
