@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tdsm.decomposition.additive import contract
+from tdsm.decomposition.additive import _folded, contract
 from tdsm.decomposition.decompose import CompletenessWarning, decompose
 from tdsm.decomposition.path_gradient import by_autograd, by_separation, gauss_legendre
 from tdsm.models.field import FieldConfig, NeuralField
@@ -109,11 +109,26 @@ def test_a_linear_readout_gives_its_matrix_times_what_each_token_sent(tokens):
     torch.testing.assert_close(additive(field, tokens, 1).components.flatten(2, 3), expected, rtol=1e-11, atol=1e-12)
 
 
-def test_the_contraction_is_the_sum_it_says():
+@pytest.mark.parametrize("value_dim", [3, 4])
+def test_the_contraction_is_the_sum_it_says(value_dim):
     gradient, weights = torch.randn(2, 7, 3, 4).double(), torch.rand(2, 5, 7, 6).double()
-    values = torch.randn(2, 5, 6, 4).double()
-    expected = torch.einsum("bhnk,bhkd,bncd->bknc", weights, values, gradient)
-    torch.testing.assert_close(contract(gradient, weights, values), expected, rtol=1e-12, atol=1e-12)
+    values = torch.randn(2, 5, 6, value_dim).double()
+    output = torch.randn(5, 3, 4).double() if value_dim == 3 else None
+    sent = values if output is None else values @ output
+    expected = torch.einsum("bhnk,bhkd,bncd->bknc", weights, sent, gradient)
+    torch.testing.assert_close(contract(gradient, weights, values, output), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("changes", [{"cross_head_dim": 2}, {"cross_head_dim": 40}], ids=["apart", "folded"])
+def test_the_output_projection_may_be_folded_or_not(tokens, changes, monkeypatch):
+    field = small_field(**changes)
+    values, output = _folded(field.token_heads(tokens))
+    assert (output is None) == (changes["cross_head_dim"] == 40)
+    components = additive(field, tokens).components
+    heads = field.token_heads(tokens)
+    other = (heads.values @ heads.output, None) if output is not None else (heads.values, heads.output)
+    monkeypatch.setattr("tdsm.decomposition.additive._folded", lambda heads: other)
+    torch.testing.assert_close(additive(field, tokens).components, components, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])

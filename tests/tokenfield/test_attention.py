@@ -59,10 +59,11 @@ def test_alone_is_attention_to_a_single_key(cross, queries, context):
         torch.testing.assert_close(cross.alone(context)[:, k, None].expand_as(whole), whole, rtol=1e-12, atol=1e-12)
 
 
-def test_parts_add_up_to_the_whole(cross, queries, context):
-    weights, values, bias = cross.parts(queries, context)
+def test_heads_add_up_to_the_whole(cross, queries, context):
+    heads = cross.token_heads(context)
+    weights = heads.weights(cross.query_heads(queries))
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
-    together = bias + torch.einsum("bhnk,bhkw->bnw", weights, values)
+    together = heads.bias + torch.einsum("bhnk,bhkd,hdw->bnw", weights, heads.values, heads.output)
     torch.testing.assert_close(together, cross(queries, context), rtol=1e-12, atol=1e-12)
 
 

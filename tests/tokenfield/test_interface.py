@@ -36,10 +36,11 @@ def test_decode_is_readout_of_what_was_attended():
         lambda field, x: field.queries(x[0]),
         lambda field, x: field.attend(x[0], x),
         lambda field, x: field.attend_one(x),
-        lambda field, x: field.attention_parts(x[0], x),
+        lambda field, x: field.query_heads(x[0]),
+        lambda field, x: field.token_heads(x),
         lambda field, x: field.readout(x[0], x[0]),
     ],
-    ids=["encode", "queries", "attend", "attend_one", "attention_parts", "readout"],
+    ids=["encode", "queries", "attend", "attend_one", "query_heads", "token_heads", "readout"],
 )
 def test_every_answer_must_be_given(call):
     with pytest.raises(NotImplementedError):

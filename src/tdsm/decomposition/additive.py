@@ -20,9 +20,13 @@ Work for one image at reference scale (N = 1024, K = 256, 4 heads, D = 192, M = 
 about 2.7 · 10⁹, nearly all in matrix products, and no GELU per (token, point). Solo's exact path has
 N·K·(2M + M·C + D) = 1.1 · 10⁹ that are no matrix products, and N·K·M = 2.0 · 10⁸ GELUs. s_k(q), of size N·K·D,
 is never formed.
+
+W_o^h is folded into the values, N·K·h·D, or kept apart from them, N·h·d_h·(D + K) for G and as much for s: whichever
+is less. Apart, 4096 tokens of width 1024 in 16 heads take 13 times fewer products.
 """
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,19 +34,25 @@ from tdsm.decomposition.definition import Queries, Tokens
 from tdsm.decomposition.parts import Options, Parts, widen
 from tdsm.decomposition.path_gradient import Gradient, read_path
 from tdsm.tokenfield import TokenField
+from tdsm.tokenfield.attention import TokenHeads
 
 
 def additive(field: TokenField, tokens: Tokens, queries: Queries, indices: list[int], options: Options) -> Parts:
     """Share the reconstruction out among the tokens, `options.points` quadrature points along the path."""
-    attention = field.attention_parts(queries, tokens)
-    weights, values = widen(attention.weights), widen(attention.values)
-    with torch.autocast(tokens.device.type, enabled=False):
-        step = (weights @ values).sum(1)
-    path = read_path(field, queries, attention.bias, step, options.points)
-    with torch.autocast(tokens.device.type, enabled=False):
-        if indices != list(range(tokens.shape[1])):
+    return share_out(field, field.token_heads(tokens), queries, indices, options.points)
+
+
+def share_out(field: TokenField, heads: TokenHeads, queries: Queries, indices: list[int], points: int) -> Parts:
+    """Do it for tokens whose side of the attention is known."""
+    weights = widen(heads.weights(field.query_heads(queries)))
+    with torch.autocast(queries.device.type, enabled=False):
+        values, output = _folded(heads)
+        step = _project(weights @ values, output)
+    path = read_path(field, queries, heads.bias, step, points)
+    with torch.autocast(queries.device.type, enabled=False):
+        if indices != list(range(values.shape[2])):
             weights, values = weights[..., indices], values[:, :, indices]
-        components = contract(path.gradient, weights, values)
+        components = contract(path.gradient, weights, values, output)
         total = torch.einsum("bncd,bnd->bnc", path.gradient, step)
     return Parts(components, total, path.start.to(queries.dtype), path.end.to(queries.dtype))
 
@@ -50,12 +60,29 @@ def additive(field: TokenField, tokens: Tokens, queries: Queries, indices: list[
 def contract(
     gradient: Gradient,
     weights: Float[Tensor, "batch heads points tokens"],
-    values: Float[Tensor, "batch heads tokens width"],
+    values: Float[Tensor, "batch heads tokens value_dim"],
+    output: Float[Tensor, "heads value_dim width"] | None,
 ) -> Float[Tensor, "batch tokens points channels"]:
-    """Return Σ_h α_hk(q) · ⟨G_c(q), value_hk⟩, the gradient reduced over the values' width first."""
+    """Return Σ_h α_hk(q) · ⟨G_c(q), W_o^h value_hk⟩, the gradient reduced over the width first."""
     rows, size = gradient.flatten(1, 2), gradient.shape[1:3]
     components = gradient.new_zeros(())
     for head in range(values.shape[1]):
-        products = (rows @ values[:, head].mT).unflatten(1, size)
+        reduced = rows if output is None else rows @ output[head].mT
+        products = (reduced @ values[:, head].mT).unflatten(1, size)
         components = torch.addcmul(components, weights[:, head, :, None], products)
     return components.permute(0, 3, 1, 2)
+
+
+def _folded(heads: TokenHeads) -> tuple[Tensor, Tensor | None]:
+    """Return values and output projection, or W_o^h V_h LN(z_k) and None where that takes fewer products."""
+    values, output = widen(heads.values), widen(heads.output)
+    tokens, (value_dim, width) = values.shape[2], output.shape[1:]
+    return (values @ output, None) if tokens * width <= value_dim * (tokens + width) else (values, output)
+
+
+def _project(
+    attended: Float[Tensor, "batch heads points value_dim"], output: Float[Tensor, "heads value_dim width"] | None
+) -> Float[Tensor, "batch points width"]:
+    if output is None:
+        return attended.sum(1)
+    return rearrange(attended, "b h n d -> b n (h d)") @ output.flatten(0, 1)

@@ -17,7 +17,7 @@ from tdsm.tokenfield import TokenField
 
 def attention(field: TokenField, tokens: Tokens, queries: Queries, indices: list[int], options: Options) -> Parts:
     """Return the attention weights of the mean head, or of head `options.head`."""
-    weights = widen(field.attention_parts(queries, tokens).weights)
+    weights = widen(field.token_heads(tokens).weights(field.query_heads(queries)))
     heads = weights.shape[1]
     if options.head is not None and not 0 <= options.head < heads:
         raise UsageError(f"decompose: head is {options.head}, expected 0 to {heads - 1}, or None for their mean.")

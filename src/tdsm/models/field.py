@@ -24,7 +24,7 @@ from tdsm.base.errors import CheckpointError, UsageError
 from tdsm.decomposition import map_queries, mix
 from tdsm.models.config import FieldConfig
 from tdsm.tokenfield import GatedReadout, TokenField
-from tdsm.tokenfield.attention import Attention, AttentionParts, FeedForward
+from tdsm.tokenfield.attention import Attention, FeedForward, TokenHeads
 from tdsm.tokenfield.coords import FourierFeatures, grid, sinusoids
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -205,10 +205,14 @@ class NeuralField(
         self._check_tokens(tokens)
         return self.decoder_attention.alone(tokens)
 
-    def attention_parts(self, queries: Tensor, tokens: Tensor) -> AttentionParts:
-        """Return weights, per-head values and bias, whose sum over heads and tokens is `attend`."""
+    def query_heads(self, queries: Tensor) -> Float[Tensor, "heads points key_dim"]:
+        """Return the queries' side of the decoder's attention."""
+        return self.decoder_attention.query_heads(queries)
+
+    def token_heads(self, tokens: Tensor) -> TokenHeads:
+        """Return the tokens' side of the decoder's attention."""
         self._check_tokens(tokens)
-        return self.decoder_attention.parts(queries, tokens)
+        return self.decoder_attention.token_heads(tokens)
 
     def readout(self, queries: Tensor, attended: Tensor) -> Float[Tensor, "*batch channels"]:
         """Return to_channels(x + ff(x)) at x = query + attended; leading axes broadcast."""

@@ -19,6 +19,22 @@ class AttentionParts(NamedTuple):
     bias: Float[Tensor, " width"]  # b_o
 
 
+class TokenHeads(NamedTuple):
+    """The tokens' side of an attention, head by head, before the output projection: as small as the tokens are.
+
+    attended(q) = bias + Σ_h output[h]ᵀ · Σ_k softmax_k(q_h · keys[h, k] / √key_dim) · values[h, k]
+    """
+
+    keys: Float[Tensor, "batch heads tokens key_dim"]  # K_h LN(z_k)
+    values: Float[Tensor, "batch heads tokens value_dim"]  # V_h LN(z_k)
+    output: Float[Tensor, "heads value_dim width"]  # W_o^h
+    bias: Float[Tensor, " width"]  # b_o
+
+    def weights(self, queries: Float[Tensor, "heads points key_dim"]) -> Float[Tensor, "batch heads points tokens"]:
+        """Return the softmax weights of queries, already taken apart into heads, on the tokens."""
+        return (queries @ self.keys.mT * queries.shape[-1] ** -0.5).softmax(dim=-1)
+
+
 class Attention(nn.Module):
     """Attend from queries to a context, both normalised first; multi-head, output projection with bias.
 
@@ -56,20 +72,24 @@ class Attention(nn.Module):
         value_weight = self.to_kv.weight.chunk(2)[1]
         return self.to_out(F.linear(self.norm_context(context), value_weight))
 
-    def parts(
-        self, queries: Float[Tensor, "points width"], context: Float[Tensor, "batch tokens context_width"]
-    ) -> AttentionParts:
-        """Return weights, per-head values and bias, whose sum is what `forward` returns."""
-        q, k, v = self._heads(queries, context)
-        weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
-        output_weight = rearrange(self.to_out.weight, "w (h d) -> h d w", h=self.heads)
-        return AttentionParts(weights, v @ output_weight, self.to_out.bias)
+    def query_heads(self, queries: Float[Tensor, "points width"]) -> Float[Tensor, "heads points key_dim"]:
+        """Return Q of every head."""
+        return self._split(self.to_q(self.norm(queries)))
+
+    def token_heads(self, context: Float[Tensor, "batch tokens context_width"]) -> TokenHeads:
+        """Return K and V of every head, and the output projection's rows of every head."""
+        assert self.norm_context is not None, "self-attention has no context of its own"
+        keys, values = map(self._split, self.to_kv(self.norm_context(context)).chunk(2, dim=-1))
+        output = rearrange(self.to_out.weight, "w (h d) -> h d w", h=self.heads)
+        return TokenHeads(keys, values, output, self.to_out.bias)
 
     def _heads(self, queries: Tensor, context: Tensor | None) -> list[Tensor]:
         queries = self.norm(queries)
         context = queries if context is None or self.norm_context is None else self.norm_context(context)
-        projected = (self.to_q(queries), *self.to_kv(context).chunk(2, dim=-1))
-        return [rearrange(t, "... n (h d) -> ... h n d", h=self.heads) for t in projected]
+        return [self._split(t) for t in (self.to_q(queries), *self.to_kv(context).chunk(2, dim=-1))]
+
+    def _split(self, projected: Tensor) -> Tensor:
+        return rearrange(projected, "... n (h d) -> ... h n d", h=self.heads)
 
 
 class FeedForward(nn.Module):

@@ -1,7 +1,7 @@
 """What a model must answer to be decomposed into its tokens.
 
 A token field turns a signal into tokens and answers "what value is here?" at any coordinate by one
-cross-attention to them. Six answers are asked of a model; decoding is then written once, here:
+cross-attention to them. Seven answers are asked of a model; decoding is then written once, here:
 
     decode(tokens) at x = readout(q(x), attend(q(x), tokens))
 """
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tdsm.base.errors import UsageError
-from tdsm.tokenfield.attention import AttentionParts
+from tdsm.tokenfield.attention import AttentionParts, TokenHeads
 from tdsm.tokenfield.coords import grid
 
 
@@ -66,11 +66,20 @@ class TokenField(nn.Module):
         """Return what every query receives from each token standing alone: the token values c_k."""
         raise NotImplementedError
 
+    def query_heads(self, queries: Float[Tensor, "points width"]) -> Float[Tensor, "heads points key_dim"]:
+        """Return the queries' side of the attention, head by head."""
+        raise NotImplementedError
+
+    def token_heads(self, tokens: Float[Tensor, "batch tokens token_width"]) -> TokenHeads:
+        """Return the tokens' side of the attention, head by head, before the output projection."""
+        raise NotImplementedError
+
     def attention_parts(
         self, queries: Float[Tensor, "points width"], tokens: Float[Tensor, "batch tokens token_width"]
     ) -> AttentionParts:
         """Return the terms whose sum over tokens and heads is `attend`."""
-        raise NotImplementedError
+        heads = self.token_heads(tokens)
+        return AttentionParts(heads.weights(self.query_heads(queries)), heads.values @ heads.output, heads.bias)
 
     def readout(
         self, queries: Float[Tensor, "*#batch width"], attended: Float[Tensor, "*#batch width"]

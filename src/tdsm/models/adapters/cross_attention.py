@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tdsm.base.errors import ResourceError, UsageError
 from tdsm.tokenfield import TokenField
-from tdsm.tokenfield.attention import AttentionParts
+from tdsm.tokenfield.attention import TokenHeads
 
 Features = Callable[[Tensor], Tensor]
 
@@ -48,7 +48,7 @@ class CrossAttentionField(TokenField):
         self, queries: Float[Tensor, "points width"], tokens: Float[Tensor, "batch tokens token_width"]
     ) -> Float[Tensor, "batch points width"]:
         """Return what each query receives from all tokens together."""
-        q, k, v = self._heads(queries, tokens)
+        q, k, v = map(self._split, (self.project_queries(queries), *self.project_tokens(tokens)))
         attended = F.scaled_dot_product_attention(q.expand(*k.shape[:2], -1, -1), k, v)
         return F.linear(rearrange(attended, "b h n d -> b n (h d)"), *self.output_projection())
 
@@ -56,19 +56,19 @@ class CrossAttentionField(TokenField):
         """Return what every query receives from each token standing alone: W_o V + b_o."""
         return F.linear(self.project_tokens(tokens)[1], *self.output_projection())
 
-    def attention_parts(
-        self, queries: Float[Tensor, "points width"], tokens: Float[Tensor, "batch tokens token_width"]
-    ) -> AttentionParts:
-        """Return weights, per-head values and bias, whose sum over heads and tokens is `attend`."""
-        q, k, v = self._heads(queries, tokens)
-        weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
-        weight, bias = self.output_projection()
-        values = v @ rearrange(weight, "w (h d) -> h d w", h=self.heads)
-        return AttentionParts(weights, values, weight.new_zeros(weight.shape[0]) if bias is None else bias)
+    def query_heads(self, queries: Float[Tensor, "points width"]) -> Float[Tensor, "heads points key_dim"]:
+        """Return Q of every head."""
+        return self._split(self.project_queries(queries))
 
-    def _heads(self, queries: Tensor, tokens: Tensor) -> list[Tensor]:
-        projected = (self.project_queries(queries), *self.project_tokens(tokens))
-        return [rearrange(t, "... n (h d) -> ... h n d", h=self.heads) for t in projected]
+    def token_heads(self, tokens: Float[Tensor, "batch tokens token_width"]) -> TokenHeads:
+        """Return K and V of every head, and the output projection's rows of every head."""
+        keys, values = map(self._split, self.project_tokens(tokens))
+        weight, bias = self.output_projection()
+        output = rearrange(weight, "w (h d) -> h d w", h=self.heads)
+        return TokenHeads(keys, values, output, weight.new_zeros(weight.shape[0]) if bias is None else bias)
+
+    def _split(self, projected: Tensor) -> Tensor:
+        return rearrange(projected, "... n (h d) -> ... h n d", h=self.heads)
 
 
 def require(module: str, package: str) -> ModuleType:
