@@ -12,14 +12,13 @@ from tdsm.classification.config import RegimeConfig
 from tdsm.classification.regimes import (
     REGIMES,
     combined_loss,
-    new_classifier,
     parameter_groups,
     predict,
     schedule,
-    train_regime,
 )
 from tdsm.models.load import load_field
-from tdsm.pipeline.regimes import regimes_markdown
+from tdsm.pipeline import regimes as pipeline
+from tdsm.pipeline.regimes import regimes_markdown, train_regime
 from tdsm.pipeline.stages import finished
 from tests.tinyrun import content, demo, digits, tdsm
 
@@ -33,6 +32,10 @@ def config(**changes):
 @pytest.fixture
 def run(tmp_path):
     return finished(demo(tmp_path / "run"), digits())
+
+
+def new_classifier(run, settings, seed):
+    return module.new_classifier(run.field, run.data.train, run.config.maps, settings, seed, "cpu")
 
 
 def state(module):
@@ -95,7 +98,7 @@ def test_reconstruction_is_kept_when_it_is_asked_for(run, tmp_path):
 
 def test_a_finished_seed_is_not_trained_again(run, monkeypatch):
     result = train_regime(run, config(), 0)
-    monkeypatch.setattr(module, "fit", None)
+    monkeypatch.setattr(pipeline, "fit_regime", None)
     assert train_regime(run, config(), 0) == result
 
 
@@ -240,7 +243,7 @@ def test_averaged_weights_are_the_ones_judged(run):
     settings = config(ema=0.9, epochs=1)
     model = new_classifier(run, settings, 0)
     start = state(model)
-    module.fit(model, run, settings, 0, run.path / "regimes/finetune/seed-9")
+    module._fit(model, run.data, settings, 0, run.path / "regimes/finetune/seed-9", "cpu")
     steps = 3
     other = new_classifier(run, settings, 0)
     optimizer = torch.optim.AdamW(parameter_groups(other, settings), weight_decay=settings.weight_decay)

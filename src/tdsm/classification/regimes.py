@@ -12,7 +12,6 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,24 +20,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tdsm.base import io
 from tdsm.base.errors import NonFiniteError
 from tdsm.base.progress import Progress
 from tdsm.base.randomness import derive_seed, generator
 from tdsm.classification.config import RegimeConfig
-from tdsm.classification.evaluate import Run, reconstruction_of
 from tdsm.classification.heads import TDSMClassifier, make_head
-from tdsm.classification.scores import scores
-from tdsm.data import ImageSet
+from tdsm.data import Data, ImageSet
 from tdsm.data.augment import augment
 from tdsm.features.config import MapConfig
 from tdsm.features.extract import make_maps
-from tdsm.models.field import NeuralField, count_parameters
-from tdsm.pipeline.runfolder import keep_settings
+from tdsm.models.field import NeuralField
 from tdsm.training.checkpoints import latest_checkpoint, read_state, save_checkpoint, write_state
-from tdsm.training.reconstruction import batch_indices, reconstruction_quality, warmup_cosine
+from tdsm.training.reconstruction import batch_indices, warmup_cosine
 
-FOLDER, RESULT, PREDICTED = "regimes", "result.json", "predicted.safetensors"
 STATISTICS_IMAGES = 1024
 READ = 64
 
@@ -76,69 +70,50 @@ def tdsm_of(field: NeuralField, images: Tensor, tokens: Tensor, maps: MapConfig)
     return make_maps(field, tokens, maps, maps.size or tuple(images.shape[2:]))
 
 
-def train_regime(run: Run, config: RegimeConfig, number: int) -> dict[str, Any]:
-    """Train one seed of a regime from the run's field, or take up what was left; score test once.
+def fit_regime(
+    field: NeuralField,
+    data: Data,
+    maps: MapConfig,
+    config: RegimeConfig,
+    seed: int,
+    folder: Path,
+    device: torch.device | str,
+    made_from: dict,
+) -> tuple[FieldClassifier, list[dict]]:
+    """Train a head with a copy of a field, with checkpoints in `folder`; take up the newest one there.
 
     Returns:
-        Test accuracy with its interval, validation accuracy, PSNR on test images in dB before and after, history.
+        The classifier with the weights of the epoch that is best on validation, and the history of the last phase:
+        dictionaries of epoch, loss, validation_accuracy, seconds and field_learns.
 
     Raises:
         NonFiniteError: If the loss is not finite.
-        UsageError: If seeds of this regime were trained with other settings.
     """
-    keep_settings(run.path / FOLDER / config.regime, config.model_dump(mode="json", exclude={"seeds"}))
-    folder = run.path / FOLDER / config.regime / f"seed-{number}"
-    if (folder / RESULT).exists():
-        return io.read_json(folder / RESULT)
-    seed = derive_seed(run.config.seed, "regime", number)
-    model = new_classifier(run, config, seed)
-    history = fit(model, run, config, seed, folder)
-    predicted = predict(model, run.data.test, run.device)
-    best = max(history, key=lambda entry: entry["validation_accuracy"])
-    result = {
-        "regime": config.regime,
-        "seed": number,
-        "settings": config.model_dump(mode="json"),
-        **scores(predicted[None], run.data.test.labels, len(run.data.test.classes)),
-        "validation_accuracy": best["validation_accuracy"],
-        "epoch": best["epoch"],
-        "psnr_before": reconstruction_of(run)["psnr"],
-        "psnr_after": _psnr_after(model, run, config),
-        "parameters": count_parameters(model),
-        "history": history,
-    }
-    io.write_folder(folder / "field", model.field.write)
-    io.write_tensors(folder / "head.safetensors", model.head.state_dict())
-    io.write_tensors(folder / PREDICTED, {"predicted": predicted})
-    io.write_json(folder / RESULT, result)
-    return result
+    model = new_classifier(field, data.train, maps, config, seed, str(device))
+    return model, _fit(model, data, config, seed, folder, str(device))
 
 
-def _psnr_after(model: FieldClassifier, run: Run, config: RegimeConfig) -> float:
-    if not any(REGIMES[config.regime].phases):
-        return reconstruction_of(run)["psnr"]
-    return reconstruction_quality(model.field, run.data.test)["psnr"]
-
-
-def new_classifier(run: Run, config: RegimeConfig, seed: int) -> FieldClassifier:
-    """Put a new head, standardised by the training maps of the field as it is, on a copy of the run's field."""
-    field, images = copy.deepcopy(run.field), run.data.train
+def new_classifier(
+    field: NeuralField, images: ImageSet, maps: MapConfig, config: RegimeConfig, seed: int, device: str
+) -> FieldClassifier:
+    """Put a new head, standardised by the training maps of the field as it is, on a copy of the field."""
+    field = copy.deepcopy(field)
     sample = torch.randperm(len(images), generator=generator(seed, "statistics"))[:STATISTICS_IMAGES]
     with torch.no_grad():
-        parts = [images.floats(part).to(run.device) for part in sample.split(READ)]
-        maps = torch.cat([tdsm_of(field, part, field.encode(part), run.config.maps) for part in parts])
+        parts = [images.floats(part).to(device) for part in sample.split(READ)]
+        shown = torch.cat([tdsm_of(field, part, field.encode(part), maps) for part in parts])
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "head"))
-        size = (maps.shape[1], maps.shape[2])
-        head = make_head(config.head, maps.shape[3], len(images.classes), size).to(run.device)
-    flat = maps.flatten(0, 2).double()
+        size = (shown.shape[1], shown.shape[2])
+        head = make_head(config.head, shown.shape[3], len(images.classes), size).to(device)
+    flat = shown.flatten(0, 2).double()
     head.fit_statistics(flat.mean(0).float(), flat.std(0, correction=0).float())
-    return FieldClassifier(field, head, run.config.maps)
+    return FieldClassifier(field, head, maps)
 
 
-def fit(model: FieldClassifier, run: Run, config: RegimeConfig, seed: int, folder: Path) -> list[dict]:
+def _fit(model: FieldClassifier, data: Data, config: RegimeConfig, seed: int, folder: Path, device: str) -> list[dict]:
     """Train in place and end with the weights of the epoch that is best on validation; return the history."""
-    regime, images = REGIMES[config.regime], run.data.train
+    regime, images = REGIMES[config.regime], data.train
     optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.weight_decay)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False)
     best = copy.deepcopy(model)
@@ -153,14 +128,14 @@ def fit(model: FieldClassifier, run: Run, config: RegimeConfig, seed: int, folde
     with Progress(f"{config.regime}, seed {folder.name[5:]}", steps, done=step, unit="step") as progress:
         while step < steps and not _is_over(history, regime, config):
             learns = regime.phases[step // (config.epochs * per_epoch)]
-            loss = take_step(model, optimizer, images, config, seed, step, learns, run.device)
+            loss = take_step(model, optimizer, images, config, seed, step, learns, device)
             average.update_parameters(model)
             step += 1
             progress.advance()
             if step % per_epoch:
                 continue
             judged: nn.Module = average.module if config.ema else model
-            accuracy = accuracy_of(judged, run.data.validation, run.device)
+            accuracy = accuracy_of(judged, data.validation, device)
             if learns == regime.phases[-1] and accuracy > _best(history, learns):
                 best.load_state_dict(judged.state_dict())
             seconds = time.monotonic() - began

@@ -252,13 +252,12 @@ def finetune(arguments: list[str]) -> None:
     """Train a head with a run's field, through the maps of all its tokens, and measure what the field forgot."""
     command = tyro.cli(FinetuneCommand, prog="tdsm finetune", args=arguments, description=finetune.__doc__)
     config = RegimeConfig.model_validate({name: getattr(command, name) for name in RegimeConfig.model_fields})
-    from tdsm.classification import regimes
     from tdsm.pipeline import stages
-    from tdsm.pipeline.regimes import write_regimes
+    from tdsm.pipeline.regimes import train_regime, write_regimes
 
     run = stages.finished(command.run)
     for number in range(config.seeds):
-        result = regimes.train_regime(run, config, number)
+        result = train_regime(run, config, number)
         _say(f"{config.regime}, seed {number}: test {100 * result['accuracy']:.1f} %, {result['n_test']} images")
     path, words = write_regimes(run.path, run.data.test.labels)
     _say(words)
