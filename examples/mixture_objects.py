@@ -21,12 +21,12 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from tdsm import NeuralField, decompose
-from tdsm.classification.evaluate import new_field
 from tdsm.data import DataConfig, load_data
 from tdsm.data.toy import toy_scenes
 from tdsm.decomposition import Decomposition
 from tdsm.decomposition.mixture import layers
 from tdsm.models.config import FieldConfig
+from tdsm.pipeline.field import new_field
 from tdsm.tokenfield.coords import grid
 from tdsm.training.config import TrainConfig
 from tdsm.training.reconstruction import measure_psnr, train_field
@@ -48,9 +48,9 @@ size = tuple(images.shape[2:])
 
 def train(seed: int) -> NeuralField:
     """Train a field from this seed."""
-    field = new_field(config, channels=3, seed=seed)
+    field = new_field(config, seed)
     with tempfile.TemporaryDirectory() as run:
-        train_field(field, data, training, seed=seed, run=Path(run))
+        train_field(field, data, training, seed, Path(run), {})
     return field.eval()
 
 

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from tdsm.classification.evaluate import Run
 from tdsm.cli.main import run_command
 from tdsm.data import Data, load_data
 from tdsm.pipeline.config import RunConfig
-from tdsm.pipeline.runfolder import create_run
-from tdsm.pipeline.stages import train
+from tdsm.pipeline.run import Run
+from tdsm.pipeline.stages import take_up, train
 
 ROWS = ("tdsm-avg", "tdsm-knn", "pixels-linear", "pixels-knn", "tokens-mean", "untrained-tdsm-avg")
 TINY: dict[str, Any] = {
@@ -41,7 +40,7 @@ TINY: dict[str, Any] = {
     },
     "probe": {"epochs": 2, "rows": ROWS, "learning_rates": (1e-2,), "neighbours": (1, 5)},
 }
-RESULTS = ("results/*", "rows/**/*", "table.*", "quality.json", "field/*", "config.json", "environment.json")
+RESULTS = ("scores/**/*", "rows/**/*", "table.*", "quality/*", "field/*", "data/*", "config.json", "environment.json")
 
 
 def tiny(**changes: Any) -> RunConfig:
@@ -60,9 +59,13 @@ def digits(seed: int = 0) -> Data:
 
 def trained(path: Path, **changes: Any) -> Run:
     """Make a run with a trained field at `path`."""
-    config = tiny(**changes)
-    create_run(path, config, resume=False)
-    return train(path, load_data(config.data, config.seed))
+    path.mkdir(parents=True, exist_ok=True)
+    return train(path, tiny(**changes), lambda words: None, resume=False)
+
+
+def finished(path: Path) -> Run:
+    """Take up a run that is there."""
+    return take_up(path, lambda words: None)
 
 
 def tdsm(*arguments: Any) -> int:

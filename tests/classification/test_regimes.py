@@ -19,8 +19,7 @@ from tdsm.classification.regimes import (
 from tdsm.models.load import load_field
 from tdsm.pipeline import regimes as pipeline
 from tdsm.pipeline.regimes import regimes_markdown, train_regime
-from tdsm.pipeline.stages import finished
-from tests.tinyrun import content, demo, digits, tdsm
+from tests.tinyrun import content, demo, digits, finished, tdsm
 
 SMALL = {"epochs": 2, "batch_size": 36, "warmup_steps": 2}  # 3 steps an epoch
 
@@ -31,7 +30,7 @@ def config(**changes):
 
 @pytest.fixture
 def run(tmp_path):
-    return finished(demo(tmp_path / "run"), digits())
+    return finished(demo(tmp_path / "run"))
 
 
 def new_classifier(run, settings, seed):
@@ -91,7 +90,7 @@ def test_reconstruction_is_kept_when_it_is_asked_for(run, tmp_path):
     rates = {"encoder": 1e-2, "processor": 1e-2, "decoder": 1e-2}
     lost, kept = (
         train_regime(each, config(learning_rates=rates, reconstruction_weight=weight, epochs=4), number)
-        for number, (each, weight) in enumerate([(run, 0.0), (finished(demo(tmp_path / "other"), digits()), 30.0)])
+        for number, (each, weight) in enumerate([(run, 0.0), (finished(demo(tmp_path / "other")), 30.0)])
     )
     assert kept["psnr_after"] > lost["psnr_after"] + 1
 
@@ -211,7 +210,7 @@ def test_a_loss_that_is_no_number_stops_it(run, monkeypatch):
 def test_a_training_that_broke_off_ends_as_if_it_had_not(run, tmp_path, monkeypatch, regime, changes):
     settings = config(regime=regime, **changes)
     whole = train_regime(run, settings, 0)
-    other = finished(demo(tmp_path / "other"), digits())
+    other = finished(demo(tmp_path / "other"))
     step = module.take_step
 
     def cut(model, optimizer, images, settings, seed, number, *rest):
@@ -282,4 +281,4 @@ def test_the_command_trains_every_seed_and_tabulates_all_regimes(tmp_path, capsy
     assert "| frozen | avg | 1 |" in text
     assert "| finetune | max | 2 |" in text
     assert tdsm("finetune", path, "--regime", "thawed") == 2
-    assert len(predict(new_classifier(finished(path, digits()), config(), 0), digits().test, "cpu")) == 60
+    assert len(predict(new_classifier(finished(path), config(), 0), digits().test, "cpu")) == 60

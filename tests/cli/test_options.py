@@ -1,10 +1,11 @@
 import pytest
 
 from tdsm.base.errors import UsageError
-from tdsm.cli.options import base_config, preset, read_yaml, to_yaml
+from tdsm.cli.main import parse
+from tdsm.cli.options import preset, read_yaml, to_yaml
 from tdsm.cli.presets import PRESETS
 from tdsm.pipeline.config import RunConfig
-from tdsm.pipeline.runfolder import create_run
+from tdsm.pipeline.folder import create_run
 from tests.tinyrun import tiny
 
 
@@ -41,22 +42,39 @@ def test_an_empty_file_changes_nothing(tmp_path):
 def test_later_ones_win(tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text("train: {steps: 5}\n")
-    assert base_config([], None) == RunConfig()
-    assert base_config([], "digits") == PRESETS["digits"]()
-    assert base_config(["--preset", "cifar10-small"], "digits") == PRESETS["cifar10-small"]()
-    config = base_config(["--seed", "3", f"--config={file}", "--preset=digits"], None)
+    assert parse(["train"]).settings == RunConfig()
+    assert parse(["demo"]).settings == PRESETS["digits"]()
+    assert parse(["demo", "--preset", "cifar10-small"]).settings == PRESETS["cifar10-small"]()
+    config = parse(["train", "--seed", "3", f"--config={file}", "--preset=digits"]).settings
     assert config.train.steps == 5
     assert config.train.learning_rate == PRESETS["digits"]().train.learning_rate != RunConfig().train.learning_rate
-    assert config.seed == 0  # flags come on top, elsewhere
+    assert config.seed == 3
 
 
 def test_a_resumed_run_starts_from_its_own_settings(tmp_path):
-    path = create_run(tmp_path / "run", tiny(seed=9), resume=False)
-    arguments = ["--run", str(path), "--resume"]
-    assert base_config(arguments, "digits") == tiny(seed=9)
-    assert base_config(arguments[:2], "digits") == PRESETS["digits"]()
-    assert base_config([*arguments, "--preset", "cifar10-small"], "digits") == PRESETS["cifar10-small"]()
-    assert base_config(["--run", str(tmp_path / "new"), "--resume"], "digits") == PRESETS["digits"]()
+    path = tmp_path / "run"
+    path.mkdir()
+    create_run(path, tiny(seed=9), resume=False)
+    arguments = ["demo", "--run", str(path), "--resume"]
+    assert parse(arguments).settings == tiny(seed=9)
+    assert parse([*arguments, "--train.steps", "11"]).settings == tiny(seed=9, train__steps=11)
+    assert parse(arguments[:3]).settings == PRESETS["digits"]()
+    assert parse([*arguments, "--preset", "cifar10-small"]).settings == PRESETS["cifar10-small"]()
+    assert parse(["demo", "--run", str(tmp_path / "new"), "--resume"]).settings == PRESETS["digits"]()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x]\nb: &b [*a, *a, *a]\ntrain: {steps: *b}\n",
+        "train: " + "[" * 20_000,
+        "# " + "x" * 2**20,
+    ],
+    ids=["aliases", "deep", "large"],
+)
+def test_a_file_that_unfolds_without_end_is_one_clear_error(tmp_path, text):
+    with pytest.raises(UsageError, match=r"cannot be read as YAML|expected settings of at most"):
+        read(tmp_path, text)
 
 
 def test_an_unknown_preset_is_named_with_those_there_are():

@@ -1,12 +1,12 @@
 import pytest
 
-from tdsm.classification.evaluate import chosen_rows
-from tdsm.cli.main import HELP
+from tdsm.cli.main import DESCRIPTION
 from tdsm.cli.presets import PRESETS
 from tdsm.data.load import resolve
 from tdsm.decomposition.select import parse_selection, select_tokens
 from tdsm.models.config import FieldConfig
 from tdsm.pipeline.config import RunConfig
+from tdsm.pipeline.run import chosen_rows
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -25,5 +25,5 @@ def test_the_reference_preset_is_at_reference_scale():
 
 
 def test_presets_named_in_the_help_exist():
-    named = [word for word in HELP.split() if word in PRESETS]
+    named = [word for word in DESCRIPTION.split() if word in PRESETS]
     assert "cifar10-small" in named

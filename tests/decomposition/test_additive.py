@@ -122,7 +122,7 @@ def test_the_contraction_is_the_sum_it_says(value_dim):
 @pytest.mark.parametrize("changes", [{"cross_head_dim": 2}, {"cross_head_dim": 40}], ids=["apart", "folded"])
 def test_the_output_projection_may_be_folded_or_not(tokens, changes, monkeypatch):
     field = small_field(**changes)
-    values, output = _folded(field.token_heads(tokens))
+    _, output = _folded(field.token_heads(tokens))
     assert (output is None) == (changes["cross_head_dim"] == 40)
     components = additive(field, tokens).components
     heads = field.token_heads(tokens)

@@ -3,15 +3,19 @@ import torch
 
 from tdsm.base.errors import CheckpointError
 from tdsm.features import store
-from tdsm.features.store import Rows, has_shard, open_store, shard_ranges, write_shard
+from tdsm.features.store import FeatureRows, fault, read_shards, shard_ranges, write_shard
 
 IDS = torch.tensor([4, 7, 9])
+MADE = {"field": "abc", "maps": {"size": (4, 4)}}
+
+
+def counts(folder, index=0, ids=IDS, made_from=MADE):
+    return fault(folder, index, ids, made_from) is None
 
 
 @pytest.fixture
 def folder(tmp_path):
-    features = {"tokens": torch.randn(3, 2, 1, 5), "tdsm": torch.randn(3, 4, 4, 2).half()}
-    write_shard(tmp_path, 0, features, IDS, "made so")
+    write_shard(tmp_path, 0, torch.randn(3, 4, 4, 2).half(), IDS, MADE)
     return tmp_path
 
 
@@ -27,8 +31,8 @@ def test_no_samples_have_no_shards():
 
 
 def test_a_shard_counts_when_it_is_whole(folder):
-    assert has_shard(folder, 0, IDS, "made so")
-    assert not has_shard(folder, 1, IDS, "made so")
+    assert counts(folder)
+    assert not counts(folder, 1)
 
 
 def edit(file, change):
@@ -54,35 +58,33 @@ def flip_bit(data):
 )
 def test_a_damaged_shard_does_not_count(folder, name, change):
     edit(folder / name, change)
-    assert not has_shard(folder, 0, IDS, "made so")
+    assert not counts(folder)
 
 
 def test_a_flipped_bit_is_noticed(folder):
     edit(folder / "shard-00000.safetensors", flip_bit)
-    assert not has_shard(folder, 0, IDS, "made so")
+    assert not counts(folder)
 
 
 def test_a_lost_shard_or_sidecar_does_not_count(folder):
     (folder / "shard-00000.safetensors").rename(folder / "elsewhere")
-    assert not has_shard(folder, 0, IDS, "made so")
+    assert not counts(folder)
     (folder / "elsewhere").rename(folder / "shard-00000.safetensors")
     (folder / "shard-00000.json").unlink()
-    assert not has_shard(folder, 0, IDS, "made so")
+    assert not counts(folder)
 
 
-@pytest.mark.parametrize(
-    ("ids", "fingerprint"),
-    [(IDS, "made otherwise"), (IDS.flip(0), "made so"), (IDS[:2], "made so")],
-    ids=["field", "order", "samples"],
-)
-def test_a_shard_of_something_else_is_refused(folder, ids, fingerprint):
-    with pytest.raises(CheckpointError, match="Remove the folder"):
-        has_shard(folder, 0, ids, fingerprint)
+def test_a_shard_of_something_else_does_not_count_and_says_why(folder):
+    assert fault(folder, 0, IDS, MADE | {"field": "abd"}) == "made from something else (field: abc -> abd)"
+    assert "maps.size: [4, 4] -> [4, 5]" in fault(folder, 0, IDS, {"field": "abc", "maps": {"size": (4, 5)}})
+    for ids in (IDS.flip(0), IDS[:2]):
+        assert fault(folder, 0, ids, MADE) == "made from other samples"
+    assert fault(folder, 1, IDS, MADE) == "missing"
 
 
 def test_a_missing_shard_is_named(folder):
     with pytest.raises(CheckpointError, match="shard-00001"):
-        open_store([folder], 600, "tokens")
+        read_shards(folder, 600)
 
 
 @pytest.mark.parametrize("memory", [0, 2**30], ids=["mapped", "in memory"])
@@ -93,8 +95,8 @@ def test_rows_of_several_shards_and_folders_read_like_one_tensor(tmp_path, monke
     for number, view in enumerate(whole):
         for index, rows in enumerate(shard_ranges(10)):
             ids = torch.arange(rows.start, rows.stop)
-            write_shard(tmp_path / str(number), index, {"tdsm": view[ids], "other": ids}, ids, "x")
-    rows = open_store([tmp_path / "0", tmp_path / "1"], 10, "tdsm")
+            write_shard(tmp_path / str(number), index, view[ids], ids, {})
+    rows = FeatureRows([*read_shards(tmp_path / "0", 10), *read_shards(tmp_path / "1", 10)])
     assert len(rows.shards) == (1 if memory else 6)
     assert (len(rows), rows.shape) == (20, (20, 3, 3, 2))
     expected = whole.flatten(0, 1).float()
@@ -107,5 +109,5 @@ def test_rows_of_several_shards_and_folders_read_like_one_tensor(tmp_path, monke
 def test_mapped_rows_are_not_copied(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "MEMORY_BYTES", 0)
     shards = [torch.zeros(2, 3), torch.ones(2, 3)]
-    rows = Rows(shards)
+    rows = FeatureRows(shards)
     assert [shard.data_ptr() for shard in rows.shards] == [shard.data_ptr() for shard in shards]

@@ -6,15 +6,15 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from tdsm.classification.evaluate import Run, read_predictions
 from tdsm.data import Data, ImageSet
 from tdsm.features.config import MapConfig
 from tdsm.figures import pictures as figures
-from tdsm.pipeline.stages import finished
+from tdsm.pipeline.rows import read_predictions
+from tdsm.pipeline.run import Run
 from tdsm.pipeline.table import best
 from tdsm.report import gather as module
 from tdsm.report.gather import gather
-from tests.tinyrun import demo, digits
+from tests.tinyrun import demo, digits, finished
 
 PICTURES = {"reconstructions", "components-0", "components-1", "tdsm-0", "tdsm-1"}
 STATISTICS = {"token-statistics", "pca", "t-sne"}
@@ -142,7 +142,7 @@ def test_statistics_are_of_the_stored_test_maps(run, monkeypatch):
     monkeypatch.setattr(module, "EMBEDDED_IMAGES", 20)
     module._statistics(run)
     plt.close("all")
-    maps = module.samples(run, module.ROWS["tdsm-avg"], "test").features[torch.arange(20)].numpy()
+    maps = run.samples(module.ROWS["tdsm-avg"], "test").features[torch.arange(20)].numpy()
     np.testing.assert_allclose(calls[0][0], maps.mean(axis=(1, 2)), atol=1e-5)
     np.testing.assert_allclose(calls[0][1], maps.std(axis=(1, 2)), atol=1e-5)
     for points, labels, *_ in embedded:

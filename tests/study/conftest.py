@@ -1,7 +1,6 @@
 import pytest
 
-from tdsm.pipeline.stages import finished
-from tests.tinyrun import demo, digits
+from tests.tinyrun import demo, digits, finished
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,17 @@ import torch
 from tdsm.base.errors import UsageError
 from tdsm.decomposition import decompose
 from tdsm.decomposition.measures import match_tokens, redundancy
-from tdsm.pipeline.stages import finished
 from tdsm.report.gather import gather
 from tdsm.report.page import render
 from tdsm.study.analysis import analyse, analysis_cells, read_analysis
-from tests.tinyrun import demo, digits, tdsm, trained
+from tests.tinyrun import demo, finished, tdsm, trained
 
 METHODS = ("solo", "additive", "leave_one_out", "attention")
 
 
 @pytest.fixture
 def run(tmp_path):
-    return finished(demo(tmp_path / "run"), digits())
+    return finished(demo(tmp_path / "run"))
 
 
 def by_method(analysis):
@@ -77,7 +76,7 @@ def test_the_command_prints_the_table_and_the_report_shows_it(tmp_path, capsys):
     header, *lines = analysis_cells(analysis)
     assert [line[0] for line in lines] == list(METHODS)
     assert all(len(line) == len(header) for line in lines)
-    run = finished(path, digits())
+    run = finished(path)
     table, quality = (json.loads((path / f"{name}.json").read_text()) for name in ("table", "quality"))
     page = render(gather(run, table, [], quality))
     assert all(f"<td>{cell}</td>" in page for line in lines for cell in line)
@@ -99,11 +98,10 @@ def test_a_run_can_classify_from_any_decomposition(tmp_path, method):
     trained(path, **changes, probe__rows=("tdsm-avg",))
     assert [tdsm(verb, path) for verb in ("classify", "evaluate", "report")] == [0, 0, 0]
     assert (f"show the method '{method}'" in (path / "table.md").read_text()) == (method != "solo")
-    run = finished(path, digits())
-    from tdsm.classification.evaluate import samples
+    run = finished(path)
     from tdsm.classification.rows import ROWS
 
-    stored = samples(run, ROWS["tdsm-avg"], "test").features[torch.arange(5)]
+    stored = run.samples(ROWS["tdsm-avg"], "test").features[torch.arange(5)]
     with torch.no_grad():
         tokens = run.field.encode(run.data.test.floats(torch.arange(5)))
         parts = decompose(run.field, tokens, size=(8, 8), method=method, selection="first:3")

@@ -7,13 +7,12 @@ from PIL import Image
 
 from tdsm.base.errors import UsageError
 from tdsm.features.store import Rows
-from tdsm.pipeline.stages import finished
 from tdsm.study import answers
 from tdsm.study import tokens as module
 from tdsm.study.config import TokenStudyConfig
 from tdsm.study.tokens import METHODS, draw, run_token_study, stride, usable_counts
 from tdsm.study.tokens_table import overlap, summarize, token_study_markdown, token_verdict
-from tests.tinyrun import content, demo, digits, tdsm, trained
+from tests.tinyrun import content, demo, finished, tdsm, trained
 
 SMALL = TokenStudyConfig(counts=(1, 3), seeds=2, epochs=2, learning_rates=(1e-2,))
 
@@ -52,7 +51,7 @@ def test_what_was_answered_is_not_asked_again(run, study, monkeypatch):
 
 
 def test_a_killed_study_goes_on_to_the_same_numbers(study, tmp_path):
-    other = finished(demo(tmp_path / "run"), digits())
+    other = finished(demo(tmp_path / "run"))
 
     def stop(words):
         if words.startswith("3/"):

@@ -10,14 +10,13 @@ from tdsm.features.config import MapConfig
 from tdsm.features.extract import make_maps
 from tdsm.features.store import Rows
 from tdsm.models.field import count_parameters
-from tdsm.pipeline.stages import finished
 from tdsm.study import answers
 from tdsm.study import worth as module
 from tdsm.study.config import StudyConfig
 from tdsm.study.features import MEANINGS, all_features, random_expansion
 from tdsm.study.table import reference_of, study_verdict, summarize
 from tdsm.study.worth import HEADS, head_of_size, run_study
-from tests.tinyrun import content, demo, digits, tdsm
+from tests.tinyrun import content, demo, digits, finished, tdsm
 
 TINY = {
     "seeds": 2,
@@ -61,7 +60,7 @@ def test_what_was_answered_is_not_asked_again(run, study, monkeypatch):
 
 
 def test_a_killed_study_goes_on(run, study, tmp_path):
-    other = finished(demo(tmp_path / "run"), digits())
+    other = finished(demo(tmp_path / "run"))
     answered = []
 
     def stop(words):

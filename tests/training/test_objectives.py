@@ -7,10 +7,10 @@ from pydantic import ValidationError
 
 from tdsm.base.errors import UsageError
 from tdsm.base.randomness import generator
-from tdsm.classification.evaluate import new_field
 from tdsm.data import DataConfig, load_data
 from tdsm.models.config import FieldConfig
 from tdsm.models.field import NeuralField
+from tdsm.pipeline.field import new_field
 from tdsm.tokenfield.coords import grid
 from tdsm.training.config import ObjectiveWeights, TrainConfig
 from tdsm.training.objectives import (
@@ -36,7 +36,7 @@ def name(request):
 
 def field_for(name: str, **changes: Any) -> NeuralField:
     """Make a small field that an objective suits."""
-    return new_field(FieldConfig(**SMALL | {"latents": "learned", "has_masks": name == "mixture"} | changes), 3, 0)
+    return new_field(FieldConfig(**SMALL | {"latents": "learned", "has_masks": name == "mixture"} | changes), 0)
 
 
 def only(name: str, **changes: Any) -> TrainConfig:
@@ -93,7 +93,9 @@ def test_parts_of_a_batch_add_up_to_it(name, queries):
 def test_a_loss_falls_in_thirty_steps(name):
     images = load_data(DataConfig(source="digits", max_train=40), 0).train
     config = only(name, steps=30, batch_size=16, warmup_steps=3, learning_rate=1e-2)
-    field = new_field(tiny(field__has_masks=name == "mixture", field__fourier_scale=0.5).field, 1, 0)
+    field = new_field(
+        tiny(field__has_masks=name == "mixture", field__fourier_scale=0.5).field.model_copy(update={"channels": 1}), 0
+    )
     optimizer = torch.optim.AdamW([p for p in field.parameters() if p.requires_grad])
     loss = StepLoss(field, config, 0)
     losses = [train_step(loss, optimizer, images, config, 0, step) for step in range(30)]

@@ -15,10 +15,10 @@ import torch
 from tdsm.base import io
 from tdsm.base.errors import CheckpointError, DataError, NonFiniteError, UsageError
 from tdsm.base.statistics import psnr
-from tdsm.classification.evaluate import new_field
 from tdsm.data import Data
 from tdsm.models.field import NeuralField
-from tdsm.pipeline.runfolder import create_run
+from tdsm.pipeline.field import new_field
+from tdsm.pipeline.folder import create_run
 from tdsm.pipeline.stages import initial_field
 from tdsm.tokenfield.coords import grid
 from tdsm.training import reconstruction as module
@@ -41,7 +41,7 @@ def train(path: Path, **changes):
     """Train a tiny field and return it with its history."""
     config = tiny(**changes)
     field = initial_field(config, 1)
-    return field, train_field(field, digits(), config.train, config.seed, path)
+    return field, train_field(field, digits(), config.train, config.seed, path, {})
 
 
 def weights(path: Path) -> dict[str, str]:
@@ -138,7 +138,7 @@ def test_a_share_of_the_pixels_is_encoded_each_image_its_own(fraction, kept):
 
 
 def test_the_loss_is_the_mean_squared_error_of_all_points():
-    images, field = torch.rand(2, 1, 4, 6) * 2 - 1, new_field(tiny().field, 1, 0)
+    images, field = torch.rand(2, 1, 4, 6) * 2 - 1, new_field(tiny().field.model_copy(update={"channels": 1}), 0)
     shown = field.decode(field.encode(images), size=(4, 6))[..., 0]
     expected = ((shown - images[:, 0]) ** 2).mean()
     torch.testing.assert_close(training_loss(field, images, TrainConfig(), 0, 0), expected)
@@ -201,7 +201,7 @@ def test_training_sees_no_validation_or_test_image(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "train_step", spy)
     empty = data.test.subset([])
     config = tiny(train__steps=2).train
-    train_field(initial_field(tiny(), 1), Data(data.train, data.validation, empty, "", ()), config, 0, tmp_path)
+    train_field(initial_field(tiny(), 1), Data(data.train, data.validation, empty, "", ()), config, 0, tmp_path, {})
     assert seen == {True}
 
 

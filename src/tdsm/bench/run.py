@@ -12,6 +12,7 @@ from statistics import median
 
 import torch
 
+from tdsm.base.device import resolve_device
 from tdsm.base.environment import describe_environment
 from tdsm.base.errors import UsageError
 from tdsm.base.progress import Progress
@@ -20,8 +21,6 @@ from tdsm.bench.config import BenchConfig
 from tdsm.bench.measure import bandwidth, free_bytes, peak_memory, seconds_of
 from tdsm.decomposition.kernels.gated_sum import serves
 from tdsm.models.field import NeuralField
-from tdsm.pipeline.config import RunConfig
-from tdsm.pipeline.stages import device_of
 
 KEPT_PER_UNIT = 8  # floats that a plain decoder keeps for its backward pass, a gated hidden unit
 
@@ -61,7 +60,7 @@ def run_bench(config: BenchConfig) -> dict:
     Raises:
         TdsmError: If a case is unknown or the device is not there.
     """
-    device = device_of(RunConfig(device=config.device))
+    device = resolve_device(config.device)
     names = chosen_cases(config.cases)
     if not (config.field.has_query_residual and config.field.has_decoder_feedforward):
         raise UsageError(

@@ -14,7 +14,7 @@ from tdsm.base.randomness import derive_seed, generator
 from tdsm.classification.config import HeadConfig, ProbeConfig
 from tdsm.classification.heads import TDSMClassifier, make_head
 from tdsm.classification.knn import knn_scores
-from tdsm.features.store import Rows
+from tdsm.features.store import FeatureRows
 
 READ = 512
 
@@ -23,7 +23,7 @@ READ = 512
 class Samples:
     """Features (samples, height, width, maps) and their labels."""
 
-    features: Rows
+    features: FeatureRows
     labels: Int[Tensor, " samples"]
 
     def batches(self, order: Int[Tensor, " samples"], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -84,7 +84,7 @@ def fit_knn(train: Samples, validation: Samples, num_classes: int, config: Probe
 
 
 @torch.no_grad()
-def predict(classifier: nn.Module, features: Rows, device: str) -> Int[Tensor, " samples"]:
+def predict(classifier: nn.Module, features: FeatureRows, device: str) -> Int[Tensor, " samples"]:
     """Return the class of each sample."""
     classifier.eval().to(device)
     parts = torch.arange(len(features)).split(READ)
@@ -115,7 +115,7 @@ def train_epoch(
 
 
 def predict_knn(
-    features: Rows, train: Samples, num_classes: int, neighbours: int, temperature: float
+    features: FeatureRows, train: Samples, num_classes: int, neighbours: int, temperature: float
 ) -> Int[Tensor, " samples"]:
     """Return the class of each sample by the vote of training samples."""
     mean, deviation = channel_statistics(train)

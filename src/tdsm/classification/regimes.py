@@ -28,7 +28,7 @@ from tdsm.classification.heads import TDSMClassifier, make_head
 from tdsm.data import Data, ImageSet
 from tdsm.data.augment import augment
 from tdsm.features.config import MapConfig
-from tdsm.features.extract import make_maps
+from tdsm.features.kinds import make_maps
 from tdsm.models.field import NeuralField
 from tdsm.training.checkpoints import latest_checkpoint, read_state, save_checkpoint, write_state
 from tdsm.training.reconstruction import batch_indices, warmup_cosine

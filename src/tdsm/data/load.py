@@ -95,6 +95,18 @@ def resolve(source: str) -> tuple[str, str]:
     )
 
 
+def absolute_source(source: str) -> str:
+    """Name a source so that it is found from any folder: paths are made absolute, other names are left.
+
+    >>> absolute_source("digits"), absolute_source("hub:uoft-cs/cifar10")
+    ('digits', 'hub:uoft-cs/cifar10')
+    """
+    kind, colon, where = source.partition(":")
+    if colon and kind in SOURCES:
+        return f"{kind}:{Path(where).resolve()}" if where and Path(where).exists() else source
+    return str(Path(source).resolve()) if kind not in BUILT_IN and Path(source).exists() else source
+
+
 def _decode_parts(
     source: Source, parts: Mapping[str, Part], config: DataConfig, progress: Progress | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Counter[str]]:

@@ -17,4 +17,5 @@ class MapConfig(Settings):
     selection: str = Field("all", description="Tokens decoded: all, stride:n, first:n, or indices such as 0,5,7.")
     size: tuple[Positive, Positive] | None = Field(None, description="Height and width; the image's if not set.")
     strategy: Literal["auto", "loop", "batched", "exact"] = Field("auto", description="How `solo` decodes tokens.")
+    dtype: Literal["float16", "float32"] = Field("float16", description="What maps are stored in.")
     batch_size: Positive = Field(64, description="Images encoded at once.")

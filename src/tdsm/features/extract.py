@@ -1,147 +1,159 @@
-"""Turn data sets into stored features: tokens, token values, spatial maps, reconstructions.
-
-Every feature is channels last, so that one head fits all: a map is (height, width, maps), tokens are
-(num_tokens, 1, token width).
-"""
+"""Features of an image set by a field: computed by one pure function, kept on disk, verified once a process."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from einops import rearrange
-from jaxtyping import Float
 from torch import Tensor
 
-from tdsm.base.errors import ResourceError
+from tdsm.base.errors import NonFiniteError, ResourceError
 from tdsm.base.progress import Progress
 from tdsm.data import ImageSet
-from tdsm.decomposition import spatial_map
-from tdsm.decomposition.decompose import decompose
-from tdsm.decomposition.reduce import reduce_components
-from tdsm.decomposition.select import parse_selection
 from tdsm.features.config import MapConfig
-from tdsm.features.store import has_shard, shard_ranges, write_shard
+from tdsm.features.kinds import FEATURES, Encoded, Images, Maps
+from tdsm.features.store import FeatureRows, fault, read_shards, shard_ranges, write_shard
 from tdsm.models.field import NeuralField
 
-Images = Float[Tensor, "batch channels rows columns"]  # maps may have another height and width
-Features = Float[Tensor, "batch height width maps"]
-
-
-def extract(
-    field: NeuralField,
-    images: ImageSet,
-    config: MapConfig,
-    folder: Path,
-    transform: Callable[[Images, Tensor], Images] = lambda images, ids: images,
-) -> None:
-    """Compute and store the features of a data set, shard by shard; what is stored already is kept.
-
-    Args:
-        field: The frozen field.
-        images: The samples, in store order.
-        config: Which maps.
-        folder: Where the shards stand or go.
-        transform: Applied to images and their ids before encoding, such as an augmentation.
-
-    Raises:
-        CheckpointError: If shards of another field, data set or setting stand there.
-        ResourceError: If the disk cannot hold them.
-    """
-    fill_store(
-        folder,
-        images,
-        lambda images, ids: compute_features(field, transform(images, ids), config),
-        fingerprint_of(field, images, config, transform(images.floats([0]), images.ids[:1])),
-        config.batch_size,
-    )
-
-
-def fill_store(
-    folder: Path,
-    images: ImageSet,
-    compute: Callable[[Images, Tensor], dict[str, Features]],
-    fingerprint: str,
-    batch_size: int,
-) -> None:
-    """Store what `compute` makes of images and their ids, shard by shard; what is stored already is kept.
-
-    Args:
-        folder: Where the shards stand or go.
-        images: The samples, in store order.
-        compute: From a batch of images and their ids to named features.
-        fingerprint: Names all that decides the features; shards of another one are refused.
-        batch_size: Images a call of `compute`.
-
-    Raises:
-        CheckpointError: If shards of another field, data set or setting stand there.
-        ResourceError: If the disk cannot hold them.
-    """
-    ranges = shard_ranges(len(images))
-    missing = [
-        i for i, rows in enumerate(ranges) if not has_shard(folder, i, images.ids[rows.start : rows.stop], fingerprint)
-    ]
-    count = sum(len(ranges[i]) for i in missing)
-    if missing:
-        _check_disk(compute(images.floats([0]), images.ids[:1]), folder, count)
-    with Progress(f"extracting {folder.name}", count, unit="images") as progress:
-        for index in missing:
-            rows = torch.arange(ranges[index].start, ranges[index].stop)
-            parts = []
-            for batch in rows.split(batch_size):
-                parts.append(compute(images.floats(batch), images.ids[batch]))
-                progress.advance(len(batch))
-            features = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            write_shard(folder, index, features, images.ids[rows], fingerprint)
+Change = Callable[[Images, Tensor], Images]  # of images and their ids, such as an augmentation
 
 
 @torch.no_grad()
-def compute_features(field: NeuralField, images: Images, config: MapConfig) -> dict[str, Features]:
-    """Compute every feature of a batch, in float16 for the maps and float32 for the rest."""
+def compute_features(field: NeuralField, images: Images, names: Iterable[str], config: MapConfig) -> dict[str, Maps]:
+    """Compute features of a batch by name, on the field's device; return them on the CPU as they are stored.
+
+    Maps of tokens are stored in `config.dtype`, everything else in float32.
+
+    Raises:
+        NonFiniteError: If a value is not finite, or too large for the dtype it is stored in.
+    """
     field.eval()
-    images = images.to(next(field.parameters()).device)
-    size = tuple(images.shape[2:])
-    tokens = field.encode(images)
-    features = {
-        "pixels": rearrange(images, "b c h w -> b h w c"),
-        "reconstruction": field.decode(tokens, size=size),
-        "tokens": rearrange(tokens, "b k d -> b k 1 d"),
-        "values": rearrange(field.attend_one(tokens), "b k d -> b k 1 d"),
-        "tdsm": make_maps(field, tokens, config, config.size or size).half(),
-    }
-    return {name: feature.cpu() for name, feature in features.items()}
+    encoded = Encoded(field, images.to(next(field.parameters()).device), config)
+    return {name: _stored(name, FEATURES[name].compute(encoded).cpu(), config) for name in names}
 
 
-def make_maps(field: NeuralField, tokens: Tensor, config: MapConfig, size: tuple[int, ...]) -> Features:
-    """Return the maps of tokens: the TDSM for `solo`, the components of another method reduced likewise."""
-    selection, reduction = parse_selection(config.selection), config.reduction
-    if config.method == "solo":
-        return spatial_map(field, tokens, size=size, reduction=reduction, selection=selection, strategy=config.strategy)
-    components = decompose(field, tokens, size=size, method=config.method, selection=selection).components
-    return reduce_components(components, reduction)
-
-
-def fingerprint_of(field: NeuralField, images: ImageSet, config: MapConfig, example: Images) -> str:
-    """Hash all that decides the features: weights, field and map settings, data set, and how images are changed."""
-    digest = hashlib.sha256()
-    # Defaults are left out, so that an option added later leaves the stores that were made without it valid.
-    maps = config.model_dump(exclude={"strategy", "batch_size"}, exclude_defaults=True)
-    settings = {"field": field.config.model_dump(exclude_defaults=True), "maps": maps}
-    digest.update(json.dumps(settings, sort_keys=True).encode())
-    digest.update(images.fingerprint().encode())
-    for tensor in (*field.state_dict().values(), example):
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+def fingerprint_field(field: NeuralField) -> str:
+    """Hash a field: its config and every weight."""
+    digest = hashlib.sha256(json.dumps(field.config.model_dump(mode="json"), sort_keys=True).encode())
+    for name, tensor in sorted(field.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def _check_disk(features: dict[str, Features], folder: Path, count: int) -> None:
-    needed = count * sum(feature.nbytes for feature in features.values())
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if needed > 0.9 * free:
-        raise ResourceError(
-            f"extract: the features of {count} images take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free "
-            f"at {folder}. Decode fewer tokens (--maps.selection) or fewer images (--data.max-train)."
+class FeatureSet:
+    """The features of one image set by one field.
+
+    Each is extracted when it is first asked for and what is there already is kept, if it was made from just this.
+
+    Args:
+        folder: Where the features stand or go, a folder each.
+        field: The frozen field.
+        field_hash: Of `fingerprint_field`.
+        images: The samples, in store order.
+        config: Which maps.
+        change: Applied to images and their ids before encoding.
+        change_name: What `change` is, as JSON can hold it.
+        say: Told in one line why features that are there are made anew.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        field: NeuralField,
+        field_hash: str,
+        images: ImageSet,
+        config: MapConfig,
+        *,
+        change: Change | None = None,
+        change_name: dict[str, Any] | None = None,
+        say: Callable[[str], None] = lambda words: None,
+    ):
+        self.folder, self.field, self.field_hash, self.images, self.config = folder, field, field_hash, images, config
+        self.change, self.change_name, self.say = change, change_name, say
+        self._rows: dict[str, FeatureRows] = {}
+
+    def made_from(self, name: str) -> dict[str, Any]:
+        """Name all that decides a feature."""
+        kind, settings = FEATURES[name], self.config.model_dump(mode="json")
+        used = [*kind.settings, *(["dtype"] if kind.is_map else [])]
+        origin = {"field": self.field_hash, "data": self.images.fingerprint(), "feature": name}
+        return origin | {"maps": {key: settings[key] for key in used}, "change": self.change_name}
+
+    def rows(self, name: str) -> FeatureRows:
+        """Return a feature of all samples; extract what is not there."""
+        self.extract([name])
+        return self._rows[name]
+
+    def extract(self, names: Iterable[str]) -> None:
+        """Compute and store features shard by shard, all that are missing of a batch in one pass.
+
+        Raises:
+            NonFiniteError: If a value is not finite or does not fit its dtype.
+            ResourceError: If the disk cannot hold them.
+        """
+        names = [name for name in dict.fromkeys(names) if name not in self._rows]
+        missing = self._missing(names)
+        if missing:
+            self._check_disk(missing)
+        samples = sum(len(rows) for rows, _ in missing.values())
+        with Progress(f"extracting {self.folder.name}", samples, unit="images") as progress:
+            for index, (rows, wanted) in missing.items():
+                self._fill(index, torch.tensor(rows), wanted, progress)
+        for name in names:
+            self._rows[name] = FeatureRows(read_shards(self.folder / name, len(self.images)))
+
+    def _missing(self, names: list[str]) -> dict[int, tuple[range, list[str]]]:
+        """List the shards to compute: their samples and the features wanted of them."""
+        missing: dict[int, tuple[range, list[str]]] = {}
+        for name in names:
+            origin, reasons = self.made_from(name), set()
+            for index, rows in enumerate(shard_ranges(len(self.images))):
+                ids = self.images.ids[rows.start : rows.stop]
+                if (reason := fault(self.folder / name, index, ids, origin)) is not None:
+                    missing.setdefault(index, (rows, []))[1].append(name)
+                    reasons.add(reason)
+            if odd := sorted(reasons - {"missing"}):
+                self.say(f"{self.folder.name}/{name}: extracted anew, it was {odd[0]}.")
+        return dict(sorted(missing.items()))
+
+    def _fill(self, index: int, rows: Tensor, names: list[str], progress: Progress) -> None:
+        parts = []
+        for batch in rows.split(self.config.batch_size):
+            parts.append(self._compute(batch, names))
+            progress.advance(len(batch))
+        for name in names:
+            feature = torch.cat([part[name] for part in parts])
+            write_shard(self.folder / name, index, feature, self.images.ids[rows], self.made_from(name))
+
+    def _compute(self, rows: Tensor, names: Iterable[str]) -> dict[str, Maps]:
+        images = self.images.floats(rows)
+        images = images if self.change is None else self.change(images, self.images.ids[rows])
+        return compute_features(self.field, images, names, self.config)
+
+    def _check_disk(self, missing: dict[int, tuple[range, list[str]]]) -> None:
+        names = {name for _, wanted in missing.values() for name in wanted}
+        bytes_of = {name: feature.nbytes for name, feature in self._compute(torch.tensor([0]), names).items()}
+        needed = sum(len(rows) * bytes_of[name] for rows, wanted in missing.values() for name in wanted)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if needed > 0.9 * free:
+            raise ResourceError(
+                f"extract: {', '.join(sorted(names))} of {len(self.images)} images take {needed / 2**30:.1f} GiB, "
+                f"{free / 2**30:.1f} GiB are free at {self.folder}. Decode fewer tokens (--maps.selection), smaller "
+                "maps (--maps.size) or fewer images (--data.max-train)."
+            )
+
+
+def _stored(name: str, feature: Maps, config: MapConfig) -> Maps:
+    dtype = getattr(torch, config.dtype) if FEATURES[name].is_map else torch.float32
+    largest = feature.abs().max().item()
+    if not largest <= torch.finfo(dtype).max:
+        raise NonFiniteError(
+            f"extract: the largest value of {name} is {largest:.3g}, which {str(dtype)[6:]} cannot hold. "
+            + ("Store maps in a wider one: --maps.dtype float32." if largest < 3e38 else "Is the field trained?")
         )
+    return feature.to(dtype)

@@ -1,16 +1,17 @@
-"""Named features of a data set, kept on disk in shards of fixed sample ranges.
+"""One feature of an image set on disk, in shards of fixed sample ranges.
 
-    SPLIT/shard-00003.safetensors   tensors named tokens, tdsm, ..., each with one row a sample
-    SPLIT/shard-00003.json          the sidecar: ids, hash of the shard, fingerprint of what made it
+    shard-00003.safetensors   one tensor, a row a sample
+    shard-00003.json          the sidecar: ids, size, hash, and what the shard was made from
 
-A shard counts as there when its sidecar verifies, so an extraction that was killed and started again loses and
-repeats nothing. Rows are read through a memory map: a store may be larger than memory.
+A shard counts as there when its sidecar and its bytes are what is expected now, so an extraction that was killed and
+started again loses and repeats nothing. Rows are read through a memory map: a store may be larger than memory.
 """
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int, Shaped
@@ -18,10 +19,11 @@ from torch import Tensor
 
 from tdsm.base import io
 from tdsm.base.errors import CheckpointError
+from tdsm.base.settings import differences
 
 SHARD_SAMPLES = 512
 MEMORY_BYTES = 2 * 2**30
-SIDECAR = {"fingerprint", "sha256", "size", "ids"}
+TENSOR = "feature"
 
 
 def shard_ranges(count: int) -> list[range]:
@@ -34,48 +36,49 @@ def shard_ranges(count: int) -> list[range]:
 
 
 def write_shard(
-    folder: Path, index: int, features: Mapping[str, Tensor], ids: Int[Tensor, " samples"], fingerprint: str
+    folder: Path, index: int, feature: Shaped[Tensor, "samples ..."], ids: Int[Tensor, " samples"], made_from: Mapping
 ) -> None:
     """Write one shard, then the sidecar that makes it count."""
     file = _shard(folder, index)
-    digest = io.write_tensors(file, features)
-    sidecar = {"fingerprint": fingerprint, "sha256": digest, "size": file.stat().st_size, "ids": ids.tolist()}
+    digest = io.write_tensors(file, {TENSOR: feature})
+    sidecar = {"made_from": dict(made_from), "ids": ids.tolist(), "size": file.stat().st_size, "sha256": digest}
     io.write_json(file.with_suffix(".json"), sidecar)
 
 
-def has_shard(folder: Path, index: int, ids: Int[Tensor, " samples"], fingerprint: str) -> bool:
-    """Tell whether a shard is there, whole, and of these samples.
+def fault(folder: Path, index: int, ids: Int[Tensor, " samples"], made_from: Mapping[str, Any]) -> str | None:
+    """Say why a shard does not count: it is missing, damaged, or made from something else; None if it counts."""
+    file = _shard(folder, index)
+    try:
+        sidecar = io.read_object(file.with_suffix(".json"))
+    except CheckpointError:
+        return "damaged" if file.with_suffix(".json").exists() else "missing"
+    if changed := differences(sidecar.get("made_from") or {}, io.plain(dict(made_from))):
+        return f"made from something else ({'; '.join(changed)})"
+    if sidecar.get("ids") != ids.tolist():
+        return "made from other samples"
+    whole = file.is_file() and file.stat().st_size == sidecar.get("size") and io.file_hash(file) == sidecar["sha256"]
+    return None if whole else "damaged"
+
+
+def read_shards(folder: Path, count: int) -> list[Shaped[Tensor, "samples ..."]]:
+    """Map the shards of `count` samples.
 
     Raises:
-        CheckpointError: If it was made by another field, data set or setting; mixing is refused.
+        CheckpointError: If one is missing.
     """
-    file = _shard(folder, index)
-    sidecar_file = file.with_suffix(".json")
-    if not sidecar_file.exists():
-        return False
-    try:
-        sidecar = io.read_json(sidecar_file)
-    except CheckpointError:  # damaged: made anew
-        return False
-    if sidecar.keys() != SIDECAR:
-        return False
-    if sidecar["fingerprint"] != fingerprint or sidecar["ids"] != ids.tolist():
-        raise CheckpointError(
-            f"{file}: made by another field, data set or setting than this run's. Remove the folder {folder} to "
-            "extract anew, or use another run folder."
-        )
-    return file.is_file() and file.stat().st_size == sidecar["size"] and io.file_hash(file) == sidecar["sha256"]
+    return [io.read_tensors(_shard(folder, index))[TENSOR] for index in range(len(shard_ranges(count)))]
 
 
-class Rows:
-    """One named feature of all samples, read row by row: `rows[indices]` gives (len(indices), ...) in float32.
+class FeatureRows:
+    """One feature of many samples, read by row: `rows[indices]` gives (len(indices), ...) in float32.
 
     Held in memory up to `MEMORY_BYTES`, mapped from disk beyond.
     """
 
-    def __init__(self, shards: list[Tensor]):
+    def __init__(self, shards: Sequence[Tensor]):
         self.shape = (sum(len(shard) for shard in shards), *shards[0].shape[1:])
-        self.shards = [torch.cat(shards)] if sum(shard.nbytes for shard in shards) <= MEMORY_BYTES else shards
+        is_small = sum(shard.nbytes for shard in shards) <= MEMORY_BYTES
+        self.shards = [torch.cat(list(shards))] if is_small else list(shards)
         self.starts = list(accumulate((len(shard) for shard in self.shards), initial=0))
 
     def __len__(self) -> int:
@@ -89,16 +92,6 @@ class Rows:
     def _row(self, index: int) -> Tensor:
         shard = bisect_right(self.starts, index) - 1
         return self.shards[shard][index - self.starts[shard]]
-
-
-def open_store(folders: Sequence[Path], count: int, name: str) -> Rows:
-    """Open one feature of `count` samples a folder, one folder after the other.
-
-    Raises:
-        CheckpointError: If a shard is missing.
-    """
-    indices = range(len(shard_ranges(count)))
-    return Rows([io.read_tensors(_shard(folder, index))[name] for folder in folders for index in indices])
 
 
 def _shard(folder: Path, index: int) -> Path:

@@ -408,6 +408,8 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], where: str) -> No
     if any(wrong.values()):
         listed = "; ".join(f"{word}: {', '.join(names)}" for word, names in wrong.items() if names)
         raise CheckpointError(f"{where}: the weights do not fit this model. {listed}.")
+    if odd := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise CheckpointError(f"{where}: weights that are not finite: {', '.join(odd)}. Use another copy.")
     module.load_state_dict(state)
 
 

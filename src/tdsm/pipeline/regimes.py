@@ -1,46 +1,18 @@
 """The table of trained regimes: accuracy over seeds, and what became of the reconstruction."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 
-import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
-from tdsm.base import io
 from tdsm.base.statistics import Interval, accuracy_interval
 from tdsm.base.text import NOTHING, count_of, markdown_table, percent
-from tdsm.classification.regimes import FOLDER, PREDICTED, RESULT
 
 WORDS = ["regime", "head"]
 HEADINGS = [*WORDS, "seeds", "test accuracy (%)", "deviation", "95 % interval (%)", "validation (%)"]
 DECIBELS = ["dB before", "dB after"]
 MEANS = ("validation_accuracy", "psnr_before", "psnr_after")
-
-
-def write_regimes(run: Path, labels: Int[Tensor, " samples"]) -> tuple[Path, str]:
-    """Write regimes.md of a run from every seed that was trained; return its path and its text.
-
-    Args:
-        labels: Of the run's test images.
-    """
-    text = regimes_markdown(*read_regimes(run, labels))
-    io.write_text(run / "regimes.md", text)
-    return run / "regimes.md", text
-
-
-def read_regimes(
-    run: Path, labels: Int[Tensor, " samples"]
-) -> tuple[list[dict], dict[str, Bool[Tensor, "seeds samples"]]]:
-    """Return the results of every seed that was trained, and under each regime's name where its seeds are right."""
-    files = sorted((run / FOLDER).glob(f"*/seed-*/{RESULT}"))
-    results = [io.read_json(file) for file in files]
-    right: dict[str, list[Tensor]] = {}
-    for result, file in zip(results, files, strict=True):
-        predicted = io.read_tensors(file.with_name(PREDICTED))["predicted"]
-        right.setdefault(result["regime"], []).append(predicted == labels)
-    return results, {name: torch.stack(rows) for name, rows in right.items()}
 
 
 def regimes_markdown(results: Sequence[dict], is_right: Mapping[str, Bool[Tensor, "seeds samples"]]) -> str:

@@ -1,6 +1,7 @@
 """Collect what a run's report shows: its results, and pictures drawn from its test images."""
 
 import platform
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,18 +11,29 @@ from torch import Tensor
 
 from tdsm.base import io
 from tdsm.base.statistics import confusion_matrix, psnr
-from tdsm.classification.evaluate import Run, notes, read_predictions, samples
 from tdsm.classification.rows import ROWS
 from tdsm.decomposition import component_images, decompose
 from tdsm.decomposition.select import parse_selection, select_tokens
 from tdsm.figures import pictures as figures
 from tdsm.figures.pictures import CAPTIONS
 from tdsm.models.field import count_parameters
+from tdsm.models.load import FIELD_FOLDER
+from tdsm.pipeline.field import CURVES
+from tdsm.pipeline.quality import reconstruction_of
+from tdsm.pipeline.rows import read_predictions, scored_rows
+from tdsm.pipeline.run import Run
 from tdsm.pipeline.table import best, verdict
-from tdsm.report.page import ReportInputs
+from tdsm.report.page import ReportInputs, write_report
 from tdsm.study.analysis import analysis_cells, compared, explanations, read_analysis
 
 SHOWN_IMAGES, SHOWN_TOKENS, EMBEDDED_IMAGES = 8, 8, 1000
+
+
+def write_page(run: Run) -> Path:
+    """Write the page of a run, with its pictures beside it; return its path."""
+    table, quality = scored_rows(run), reconstruction_of(run)
+    history = io.read_json(run.path / FIELD_FOLDER / CURVES)
+    return write_report(run.path, gather(run, table, history, quality))
 
 
 def gather(run: Run, table: list[dict], history: list[dict], quality: dict) -> ReportInputs:
@@ -35,7 +47,7 @@ def gather(run: Run, table: list[dict], history: list[dict], quality: dict) -> R
     return ReportInputs(
         title=f"{run.data.name}: {config.num_tokens} tokens × {config.widths[-1]}",
         summary=(verdict(table), _quality_words(quality)),
-        notes=tuple(notes(run)),
+        notes=tuple(run.notes()),
         rows=table,
         figures=drawn,
         field={
@@ -98,7 +110,7 @@ def _methods(run: Run) -> Figure:
 
 
 def _statistics(run: Run) -> dict[str, tuple[Figure, str]]:
-    features = samples(run, ROWS["tdsm-avg"], "test").features
+    features = run.samples(ROWS["tdsm-avg"], "test").features
     maps = features[torch.arange(min(EMBEDDED_IMAGES, len(features)))].flatten(1, 2)
     pooled, labels = maps.mean(dim=1), run.data.test.labels[: len(maps)].numpy()
     deviation = maps.std(dim=1, correction=0)
@@ -122,7 +134,7 @@ def _results(run: Run, table: list[dict]) -> dict[str, tuple[Figure, str]]:
     drawn = {"accuracy": (figures.accuracy_bars(table, chance=1 / len(classes)), CAPTIONS["accuracy_bars"])}
     for role in ("tdsm", "baseline"):
         if (row := best(table, role)) is not None:
-            predicted = read_predictions(run.path, row["name"])
+            predicted = read_predictions(run, row["name"])
             labels = run.data.test.labels.repeat(len(predicted))
             matrix = confusion_matrix(labels, predicted.flatten(), len(classes))
             once = f" Every image counts once for each of {len(predicted)} seeds." if len(predicted) > 1 else ""

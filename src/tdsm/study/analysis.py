@@ -11,7 +11,6 @@ from tdsm.base import io
 from tdsm.base.errors import UsageError
 from tdsm.base.progress import track
 from tdsm.base.randomness import generator
-from tdsm.classification.evaluate import Run
 from tdsm.decomposition import Decomposition, decompose, methods_for
 from tdsm.decomposition.measures import (
     class_selectivity,
@@ -25,6 +24,7 @@ from tdsm.decomposition.measures import (
     spatial_spread,
     stability,
 )
+from tdsm.pipeline.run import Run
 from tdsm.tokenfield import TokenField
 
 ANALYSIS, TABLE = "analysis.json", "analysis.md"

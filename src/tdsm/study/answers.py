@@ -1,7 +1,6 @@
 """The answers of a study: each fitted once and kept, those of several seeds averaged, differences paired."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,28 +8,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tdsm.base import io
 from tdsm.classification.config import HeadConfig, ProbeConfig
 from tdsm.classification.probe import Samples, fit_head, predict
-from tdsm.features.store import Rows
+from tdsm.features.store import FeatureRows
 from tdsm.models.field import count_parameters
 
 Z = 1.96  # two-sided 95 % of the normal distribution
-
-
-def keep_answer(file: Path, labels: Int[Tensor, " images"], fit: Callable[[], tuple[dict, Tensor]]) -> dict:
-    """Return the row that `fit` gives with its predictions, or gave in an earlier call, and where it `is_right`.
-
-    Args:
-        file: Where the row stands or goes, as JSON; the predictions stand beside it.
-        labels: Of the test images.
-    """
-    if not file.exists():
-        row, predicted = fit()
-        io.write_tensors(file.with_suffix(".safetensors"), {"predicted": predicted})
-        io.write_json(file, row)
-    is_right = io.read_tensors(file.with_suffix(".safetensors"))["predicted"] == labels
-    return io.read_json(file) | {"is_right": is_right.tolist()}
 
 
 def fit_and_test(
@@ -53,9 +36,9 @@ def fit_and_test(
     return numbers, predicted
 
 
-def changed(features: Rows, change: Callable[[Tensor], Tensor]) -> Rows:
+def changed(features: FeatureRows, change: Callable[[Tensor], Tensor]) -> FeatureRows:
     """Return features after a change of every sample, in float16."""
-    return Rows([change(features[part]).half() for part in torch.arange(len(features)).split(512)])
+    return FeatureRows([change(features[part]).half() for part in torch.arange(len(features)).split(512)])
 
 
 def average_seeds(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:

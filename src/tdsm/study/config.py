@@ -58,3 +58,16 @@ class TokenStudyConfig(Settings):
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (1e-3, 1e-2), min_length=1, description="Learning rates tried; validation chooses."
     )
+
+
+class AnalysisConfig(Settings):
+    """What is measured of every decomposition."""
+
+    images: int = Field(256, ge=2, description="Test images measured, drawn in proportion from every class.")
+
+
+QUESTIONS: dict[str, type[Settings]] = {  # each is answered by `answer` of the module of its name
+    "worth": StudyConfig,
+    "objectives": ObjectiveStudyConfig,
+    "tokens": TokenStudyConfig,
+}

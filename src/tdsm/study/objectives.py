@@ -4,9 +4,10 @@ One field an objective and seed, of the run's own settings but for the objective
 tokens, a quarter of them and one, how its solo components stand to one another, and what a probe reads from them.
 """
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,26 +17,24 @@ from tdsm.base import io
 from tdsm.base.randomness import derive_seed
 from tdsm.base.statistics import psnr
 from tdsm.classification.config import ProbeConfig
-from tdsm.classification.evaluate import Run, new_field
 from tdsm.classification.probe import Samples
 from tdsm.data import Data, ImageSet
 from tdsm.decomposition import decompose
 from tdsm.decomposition.measures import effective_rank, redundancy
 from tdsm.decomposition.select import select_tokens
 from tdsm.features.config import MapConfig
-from tdsm.features.extract import fill_store, fingerprint_of
-from tdsm.features.store import open_store
+from tdsm.features.extract import FeatureSet, fingerprint_field
 from tdsm.models.field import NeuralField
-from tdsm.models.load import FIELD_FOLDER, load_field
-from tdsm.pipeline.runfolder import keep_settings
+from tdsm.pipeline import link
+from tdsm.pipeline.field import new_field, train_and_keep
+from tdsm.pipeline.run import Run
 from tdsm.study.answers import Z, fit_and_test, markdown_table
 from tdsm.study.config import ObjectiveStudyConfig
-from tdsm.study.features import token_features
-from tdsm.study.worth import subsets
+from tdsm.study.keep import SPLITS, subsets
 from tdsm.training.config import ObjectiveWeights, TrainConfig
-from tdsm.training.reconstruction import check_training, train_field
+from tdsm.training.reconstruction import check_training
 
-FOLDER, SPLITS = "study-objectives", ("train", "validation", "test")
+FOLDER, RESULT = "study-objectives", "result.json"
 FEATURES = ("solo", "tokens")
 COLUMNS = {
     "psnr": "dB",
@@ -50,25 +49,30 @@ COLUMNS = {
 }
 
 
-def run_objectives(run: Run, config: ObjectiveStudyConfig, say: Callable[[str], None]) -> list[dict]:
+def answer(run: Run, config: ObjectiveStudyConfig) -> tuple[Path, str]:
+    """Train and measure one field an objective and seed, and write the table; return its path and text."""
+    return write_objectives(run.path, run_objectives(run, config), config)
+
+
+def run_objectives(run: Run, config: ObjectiveStudyConfig) -> list[dict]:
     """Train and measure one field an objective and seed, taking up what an earlier call left.
 
     Raises:
-        UsageError: If results of other settings stand in the run folder, or an objective does not suit the field.
+        UsageError: If an objective does not suit the field.
     """
     folder, rows = run.path / FOLDER, []
     for name in config.objectives:
         check_training(_start(run, name, 0), run.data.train, _training(run, name, config.steps))
-    kept = config.model_dump(mode="json", exclude={"objectives", "seeds"})  # more of these may come later
-    keep_settings(folder, kept)
     data = subsets(run, config.max_train, config.max_test)
     for name in config.objectives:
         for seed in range(config.seeds):
-            file = folder / name / f"seed-{seed}" / "result.json"
-            if not file.exists():
-                io.write_json(file, _measure(run, name, seed, data, file.parent, config))
-            rows.append(io.read_json(file))
-            say(f"{name}, seed {seed}: " + ", ".join(f"{COLUMNS[key]} {_shown(key, rows[-1][key])}" for key in COLUMNS))
+            path = folder / name / f"seed-{seed}"
+            field = _field(run, name, seed, path, config.steps)
+            fill = partial(_write, run=run, name=name, seed=seed, field=field, data=data, place=path, config=config)
+            link.keep(path / "result", _origin(run, field, data, seed, config), fill, holds=[RESULT], say=run.say)
+            rows.append(io.read_object(path / "result" / RESULT))
+            shown = ", ".join(f"{COLUMNS[key]} {_shown(key, rows[-1][key])}" for key in COLUMNS)
+            run.say(f"{name}, seed {seed}: {shown}")
     return rows
 
 
@@ -121,26 +125,39 @@ def _training(run: Run, name: str, steps: int) -> TrainConfig:
 
 def _start(run: Run, name: str, seed: int) -> NeuralField:
     config = run.field.config.model_copy(update={"has_masks": name == "mixture"})
-    return new_field(config, config.channels, derive_seed(run.config.seed, "objectives", seed))
+    return new_field(config, derive_seed(run.config.seed, "objectives", seed))
 
 
-def _field(run: Run, name: str, seed: int, folder: Path, steps: int) -> NeuralField:
+def _field(run: Run, name: str, seed: int, path: Path, steps: int) -> NeuralField:
     """Train the field of an objective, or take up the one that was."""
-    if not (folder / FIELD_FOLDER).is_dir():
-        field = _start(run, name, seed).to(run.device)
-        start = derive_seed(run.config.seed, "objectives", seed)
-        train_field(field, run.data, _training(run, name, steps), start, folder)
-        io.write_folder(folder / FIELD_FOLDER, field.write)
-    return load_field(folder).to(run.device)
+    start, draws = _start(run, name, seed), derive_seed(run.config.seed, "objectives", seed)
+    training = _training(run, name, steps)
+    return train_and_keep(path, start, run.data, training, draws, is_given=False, device=run.device)
 
 
-def _measure(run: Run, name: str, seed: int, data: Data, folder: Path, config: ObjectiveStudyConfig) -> dict:
-    field = _field(run, name, seed, folder, config.steps)
+def _origin(run: Run, field: NeuralField, data: Data, seed: int, config: ObjectiveStudyConfig) -> dict[str, Any]:
+    asked = config.model_dump(mode="json", exclude={"objectives", "seeds", "steps"})
+    sets = {split: getattr(data, split).fingerprint() for split in SPLITS}
+    return {"field": fingerprint_field(field), "data": sets, "all": run.data.test.fingerprint(), "asked": asked} | {
+        "seed": {"run": run.config.seed, "number": seed}
+    }
+
+
+def _write(
+    folder: Path,
+    run: Run,
+    name: str,
+    seed: int,
+    field: NeuralField,
+    data: Data,
+    place: Path,
+    config: ObjectiveStudyConfig,
+) -> None:
     row = {"objective": name, "seed": seed, "tokens": field.config.num_tokens}
     row |= _reconstruction(field, run.data.test) | _components(field, run.data.test, config.images)
     for feature in FEATURES:
-        row |= _probe(run, field, feature, data, folder, seed, config)
-    return row
+        row |= _probe(run, field, feature, data, place, seed, config)
+    io.write_json(folder / RESULT, row)
 
 
 @torch.no_grad()
@@ -185,15 +202,12 @@ def _encoded(
 def _probe(
     run: Run, field: NeuralField, feature: str, data: Data, folder: Path, seed: int, config: ObjectiveStudyConfig
 ) -> dict:
-    size, samples = config.size or tuple(data.test.images.shape[2:]), {}
+    maps, field_hash = MapConfig(size=config.size or data.test.size, batch_size=32), fingerprint_field(field)
+    samples = {}
     for split in SPLITS:
         images: ImageSet = getattr(data, split)
-        fingerprint = fingerprint_of(field, images, MapConfig(size=size), images.floats([0]))
-        store = folder / "features" / split
-        fill_store(
-            store, images, lambda pixels, ids: token_features(field, pixels.to(run.device), size), fingerprint, 32
-        )
-        samples[split] = Samples(open_store([store], len(images), feature), images.labels)
+        sets = FeatureSet(folder / "features" / split, field, field_hash, images, maps, say=run.say)
+        samples[split] = Samples(sets.rows(feature), images.labels)
     probe, classes = ProbeConfig(epochs=config.epochs, learning_rates=config.learning_rates), len(data.train.classes)
     start = derive_seed(run.config.seed, "objectives", seed)
     numbers, _ = fit_and_test(config.head, samples, classes, probe, start, run.device)

@@ -6,10 +6,12 @@ from typing import Any
 
 from tdsm.base import io
 from tdsm.study.answers import average_seeds, markdown_table, paired_interval
-from tdsm.study.features import MEANINGS, METHODS
+from tdsm.study.features import ASKED
 
 Summary = Mapping[str, Any]
-WITHOUT = tuple(name for name in MEANINGS if name not in METHODS)  # token decoding
+MEANINGS = {name: asked.meaning for name, asked in ASKED.items()}
+DECODED = tuple(name for name, asked in ASKED.items() if asked.is_trained and asked.kind.is_token_map)
+WITHOUT = tuple(name for name in ASKED if name not in DECODED)  # token decoding
 CURVES = ("solo", "tokens")  # what is also asked of fewer tokens and fewer steps
 NUMBERS = ["test accuracy", "deviation", "difference", "95 % interval", "validation", "parameters"]
 
@@ -47,7 +49,7 @@ def reference_of(summaries: Sequence[Summary]) -> Summary:
 
 def study_verdict(summaries: Sequence[Summary]) -> str:
     """Say in words whether decoding paid; both sides are chosen on validation."""
-    best, reference = max(_main(summaries, METHODS), key=lambda s: s["validation"]), reference_of(summaries)
+    best, reference = max(_main(summaries, DECODED), key=lambda s: s["validation"]), reference_of(summaries)
     low, high = 100 * best["low"], 100 * best["high"]
     shown = "no difference shown" if low <= 0 <= high else "decoding pays" if low > 0 else "decoding does not pay"
     return (

@@ -8,6 +8,8 @@ validation, equal seeds; test is read once a row and seed. All tokens stand besi
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +17,16 @@ from torch import Tensor
 from tdsm.base.errors import UsageError
 from tdsm.base.randomness import derive_seed, generator
 from tdsm.classification.config import ProbeConfig
-from tdsm.classification.evaluate import Run, samples
 from tdsm.classification.gates import learn_tokens
 from tdsm.classification.probe import Samples
 from tdsm.classification.rows import ROWS
 from tdsm.decomposition.select import first, parse_selection, select_tokens
-from tdsm.pipeline.runfolder import keep_settings
-from tdsm.study.answers import changed, fit_and_test, keep_answer
+from tdsm.pipeline.run import Run
+from tdsm.study.answers import changed, fit_and_test
 from tdsm.study.config import TokenStudyConfig
+from tdsm.study.keep import SPLITS, keep_answer
 
-FOLDER, SPLITS = "study-tokens", ("train", "validation", "test")
+FOLDER, ROW = "study-tokens", ROWS["tdsm-avg"]  # the row whose features are read
 MEANINGS = {
     "learned": "the n largest gates, trained with the head",
     "stride": "evenly spaced: token ⌊i·K/n⌋ for i = 0..n−1",
@@ -54,7 +56,14 @@ class Question:
         return len(self.run.data.train.classes)
 
 
-def run_token_study(run: Run, config: TokenStudyConfig, say: Callable[[str], None]) -> dict:
+def answer(run: Run, config: TokenStudyConfig) -> tuple[Path, str]:
+    """Answer every entry for every seed, and write the tables; return their path and text."""
+    from tdsm.study.tokens_table import write_token_study
+
+    return write_token_study(run.path, run_token_study(run, config))
+
+
+def run_token_study(run: Run, config: TokenStudyConfig) -> dict:
     """Answer every entry for every seed, taking up what an earlier call left; return all that was found.
 
     Raises:
@@ -64,17 +73,17 @@ def run_token_study(run: Run, config: TokenStudyConfig, say: Callable[[str], Non
     tokens = select_tokens(run.field.config.num_tokens, parse_selection(maps.selection))
     counts = usable_counts(config.counts, len(tokens))
     settings = config.model_dump(mode="json") | {"counts": counts}
-    folder, rows = run.path / FOLDER, []
-    keep_settings(folder, settings | {"maps": maps.model_dump(mode="json"), "views": run.config.probe.views})
-    question = Question(run, config, {split: samples(run, ROWS["tdsm-avg"], split) for split in SPLITS}, tokens)
+    folder, rows = run.path / FOLDER / "answers", []
+    question = Question(run, config, {split: run.samples(ROW, split) for split in SPLITS}, tokens)
     entries = [(method, count) for count in counts for method in METHODS] + [("all", len(tokens))]
     for number, (method, count) in enumerate(entries, start=1):
         for seed in range(config.seeds):
-            file = folder / "answers" / f"{method}_{count}_seed{seed}.json"
-            rows.append(keep_answer(file, run.data.test.labels, partial(_fit, question, method, count, seed)))
+            path, made_from = folder / f"{method}_{count}_seed{seed}", _origin(question, method, count, seed)
+            fit = partial(_fit, question, method, count, seed)
+            rows.append(keep_answer(run, path, made_from, run.data.test, fit))
         shown = sum(row["accuracy"] for row in rows[-config.seeds :]) / config.seeds
         words = f"{method}, {count} of {len(tokens)} tokens"
-        say(f"{number}/{len(entries)} {words}: test {100 * shown:.1f} %, mean of {config.seeds} seeds")
+        run.say(f"{number}/{len(entries)} {words}: test {100 * shown:.1f} %, mean of {config.seeds} seeds")
     return {"settings": settings, "rows": rows, "num_tokens": len(tokens), "test_images": len(run.data.test)}
 
 
@@ -129,6 +138,18 @@ METHODS: dict[str, Callable[[Question, int, int], list[int]]] = {
     "random": lambda question, count, seed: draw(len(question.tokens), count, seed),
     "first": lambda question, count, seed: first(len(question.tokens), count),
 }
+
+
+def _origin(question: Question, method: str, count: int, seed: int) -> dict[str, Any]:
+    run = question.run
+    return {
+        "features": {split: run.features(split).made_from(ROW.features) for split in SPLITS},
+        "views": run.config.probe.views,
+        "choice": {"method": method, "count": count},
+        "head": question.config.head.model_dump(mode="json"),
+        "probe": question.probe.model_dump(mode="json"),
+        "seed": {"run": run.config.seed, "number": seed},
+    }
 
 
 def _fit(question: Question, method: str, count: int, seed: int) -> tuple[dict, Tensor]:

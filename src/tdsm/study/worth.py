@@ -5,37 +5,37 @@ validation and the same seeds; test is read once a row and seed. Differences are
 images. The same is asked of fewer tokens, and of fields trained for fewer steps.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from tdsm.base import io
 from tdsm.base.errors import UsageError
-from tdsm.base.randomness import derive_seed, generator
+from tdsm.base.randomness import derive_seed
 from tdsm.classification.config import HeadConfig, ProbeConfig
-from tdsm.classification.evaluate import Run, new_field, untrained_field
 from tdsm.classification.heads import make_head
 from tdsm.classification.probe import Samples
-from tdsm.data import Data, ImageSet
+from tdsm.data import Data
 from tdsm.decomposition import check_method
 from tdsm.features.config import MapConfig
-from tdsm.features.extract import Features, Images, fill_store, fingerprint_of
-from tdsm.features.store import open_store
+from tdsm.features.extract import FeatureSet, fingerprint_field
 from tdsm.models.field import NeuralField, count_parameters
-from tdsm.models.load import FIELD_FOLDER, load_field
-from tdsm.pipeline.runfolder import keep_settings
-from tdsm.study.answers import changed, fit_and_test, keep_answer
+from tdsm.pipeline.field import new_field, train_and_keep
+from tdsm.pipeline.run import Run
+from tdsm.study.answers import changed, fit_and_test
 from tdsm.study.config import StudyConfig
-from tdsm.study.features import IMAGES, MEANINGS, METHODS, SEQUENCES, all_features, token_features
-from tdsm.training.reconstruction import measure_psnr, train_field
+from tdsm.study.features import ASKED
+from tdsm.study.keep import SPLITS, keep_answer, subsets
+from tdsm.study.table import write_study
+from tdsm.training.reconstruction import measure_psnr
 
-FOLDER, SPLITS = "study-worth", ("train", "validation", "test")
+FOLDER = "study-worth"
 CELLS = 4  # the MLP reads maps averaged over CELLS × CELLS regions; tokens and images as they are
 HEADS = ("mlp", "structured")
 WIDTHS = {"flatten": "hidden_dim", "cnn": "width", "transformer": "width"}
@@ -47,7 +47,7 @@ class Entry:
     """One question: this feature of this field, from this many tokens, read by this head."""
 
     field: str  # "trained", or "steps-N" for a field trained for N steps
-    feature: str
+    feature: str  # a name in ASKED
     head: str  # a name in HEADS
     tokens: int | None = None  # None: all
 
@@ -57,23 +57,46 @@ class Entry:
         return "_".join([self.field, self.feature, *([f"first{self.tokens}"] if self.tokens else []), self.head])
 
 
-def run_study(run: Run, config: StudyConfig, say: Callable[[str], None]) -> dict:
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What every entry needs: the run, the settings, the images, and the features of every field and split."""
+
+    run: Run
+    config: StudyConfig
+    data: Data
+    features: dict[tuple[str, str], FeatureSet]
+
+    def of(self, entry: Entry, split: str) -> tuple[FeatureSet, str]:
+        """Return the features an entry reads of a split, and the name of its own."""
+        asked = ASKED[entry.feature]
+        return self.features[entry.field if asked.is_trained else "untrained", split], asked.feature
+
+
+def answer(run: Run, config: StudyConfig) -> tuple[Path, str]:
+    """Answer every entry for every seed, and write the table; return its path and text."""
+    return write_study(run.path, run_study(run, config))
+
+
+def run_study(run: Run, config: StudyConfig) -> dict:
     """Answer every entry for every seed, taking up what an earlier call left; return all that was found."""
-    for method in METHODS:
+    maps = {asked.feature for asked in ASKED.values() if asked.kind.is_token_map}
+    for method in maps:
         check_method(run.field, method)
     folder, rows = run.path / FOLDER, []
-    keep_settings(folder, config.model_dump(mode="json"))
     data = subsets(run, config.max_train, config.max_test)
-    fields = {"trained": run.field} | {f"steps-{n}": _shorter(run, n, folder) for n in config.steps}
-    for name, field in fields.items():
-        _fill(run, name, field, data, folder, config)
+    fields = {"trained": run.field, "untrained": run.untrained}
+    fields |= {f"steps-{n}": _shorter(run, n, folder) for n in config.steps}
+    study = Study(run, config, data, dict(_feature_sets(run, data, fields, folder, config)))
     entries = list(_entries(run, config))
+    for split in SPLITS:
+        for name in fields:
+            study.features[name, split].extract(sorted({_name(e) for e in entries if _field(e) == name}))
     for number, entry in enumerate(entries, start=1):
         for seed in range(config.seeds):
-            rows.append(_answer(run, entry, seed, data, folder, config))
+            rows.append(_answer(study, entry, seed))
         shown = sum(row["accuracy"] for row in rows[-config.seeds :]) / config.seeds
-        say(f"{number}/{len(entries)} {entry.name}: test {100 * shown:.1f} %, mean of {config.seeds} seeds")
-    psnr = {name: measure_psnr(field, data.validation) for name, field in fields.items()}
+        run.say(f"{number}/{len(entries)} {entry.name}: test {100 * shown:.1f} %, mean of {config.seeds} seeds")
+    psnr = {name: measure_psnr(field, data.validation) for name, field in fields.items() if name != "untrained"}
     return {"settings": config.model_dump(mode="json"), "rows": rows, "psnr": psnr, "test_images": len(data.test)}
 
 
@@ -113,71 +136,67 @@ def head_of_size(
 
 def _entries(run: Run, config: StudyConfig) -> Iterator[Entry]:
     for head in HEADS:
-        yield from (Entry("trained", feature, head) for feature in MEANINGS)
+        yield from (Entry("trained", feature, head) for feature in ASKED)
     for count in (n for n in config.token_counts if n < run.field.config.num_tokens):
         yield from (Entry("trained", feature, "structured", count) for feature in ("solo", "tokens"))
     for steps in config.steps:
         yield from (Entry(f"steps-{steps}", feature, "structured") for feature in ("solo", "tokens"))
 
 
-def subsets(run: Run, max_train: int | None, max_test: int | None) -> Data:
-    """Return a run's data with at most so many random training and test images, always the same ones."""
+def _field(entry: Entry) -> str:
+    return entry.field if ASKED[entry.feature].is_trained else "untrained"
 
-    def some(images: ImageSet, limit: int | None, split: str) -> ImageSet:
-        order = torch.randperm(len(images), generator=generator(run.config.seed, "study", split))
-        return images.subset(order[: limit or len(images)].sort().values)
 
-    data = run.data
-    train, test = some(data.train, max_train, "train"), some(data.test, max_test, "test")
-    return Data(train, data.validation, test, data.name, data.notes)
+def _name(entry: Entry) -> str:
+    return ASKED[entry.feature].feature
 
 
 def _shorter(run: Run, steps: int, folder: Path) -> NeuralField:
     """Train the run's field anew for fewer steps, or take up the one that was."""
-    path = folder / "fields" / f"steps-{steps}"
-    if (path / FIELD_FOLDER).is_dir():
-        return load_field(path).to(run.device)
-    config = run.field.config
-    field = new_field(config, config.channels, run.config.seed).to(run.device)
-    train_field(field, run.data, run.config.train.model_copy(update={"steps": steps}), run.config.seed, path)
-    io.write_folder(path / FIELD_FOLDER, field.write)
-    return field.eval()
+    config = run.config.train.model_copy(update={"steps": steps})
+    start, path = new_field(run.field.config, run.config.seed), folder / "fields" / f"steps-{steps}"
+    return train_and_keep(path, start, run.data, config, run.config.seed, is_given=False, device=run.device)
 
 
-def _fill(run: Run, name: str, field: NeuralField, data: Data, folder: Path, config: StudyConfig) -> None:
-    start, size = untrained_field(run), config.size or tuple(run.data.test.images.shape[2:])
-
-    def compute(images: Images, ids: Tensor) -> dict[str, Features]:
-        images = images.to(run.device)
-        if name == "trained":
-            return all_features(field.eval(), start, images, size)
-        return token_features(field.eval(), images, size)
-
-    for split in SPLITS:
-        images: ImageSet = getattr(data, split)
-        fingerprint = fingerprint_of(field, images, MapConfig(size=size), images.floats([0]))
-        fill_store(folder / "features" / name / split, images, compute, fingerprint, batch_size=32)
+def _feature_sets(
+    run: Run, data: Data, fields: dict[str, NeuralField], folder: Path, config: StudyConfig
+) -> Iterator[tuple[tuple[str, str], FeatureSet]]:
+    maps = MapConfig(size=config.size or data.test.size, batch_size=32)
+    for name, field in fields.items():
+        field_hash = fingerprint_field(field)
+        for split in SPLITS:
+            place, images = folder / "features" / name / split, getattr(data, split)
+            yield (name, split), FeatureSet(place, field, field_hash, images, maps, say=run.say)
 
 
-def _answer(run: Run, entry: Entry, seed: int, data: Data, folder: Path, config: StudyConfig) -> dict:
-    file = folder / "answers" / f"{entry.name}_seed{seed}.json"
-    return keep_answer(file, data.test.labels, lambda: _fit(run, entry, seed, data, folder, config))
+def _answer(study: Study, entry: Entry, seed: int) -> dict:
+    path = study.run.path / FOLDER / "answers" / f"{entry.name}_seed{seed}"
+    made_from = _origin(study, entry) | {"seed": {"run": study.run.config.seed, "number": seed}}
+    return keep_answer(study.run, path, made_from, study.data.test, lambda: _fit(study, entry, seed))
 
 
-def _fit(run: Run, entry: Entry, seed: int, data: Data, folder: Path, config: StudyConfig) -> tuple[dict, Tensor]:
-    samples = {
-        split: _samples(entry, folder / "features" / entry.field / split, getattr(data, split)) for split in SPLITS
+def _origin(study: Study, entry: Entry) -> dict[str, Any]:
+    features = {split: sets.made_from(name) for split in SPLITS for sets, name in [study.of(entry, split)]}
+    return {"entry": vars(entry), "features": features, "probe": _probe(study, entry).model_dump(mode="json")} | {
+        "parameters": study.config.parameters
     }
+
+
+def _probe(study: Study, entry: Entry) -> ProbeConfig:
+    epochs = study.config.epochs if entry.head == "mlp" else study.config.structured_epochs
+    return ProbeConfig(epochs=epochs, learning_rates=study.config.learning_rates)
+
+
+def _fit(study: Study, entry: Entry, seed: int) -> tuple[dict, Tensor]:
+    samples, run = {split: _samples(study, entry, split) for split in SPLITS}, study.run
     if entry.head == "mlp":
         samples = _standardized(samples)
-    classes = len(data.train.classes)
+    classes, is_sequence = len(run.data.train.classes), ASKED[entry.feature].kind.is_sequence
     height, width, maps = samples["train"].features.shape[1:]
-    pool = "flatten" if entry.head == "mlp" else "transformer" if entry.feature in SEQUENCES else "cnn"
-    head = head_of_size(pool, maps, (height, width), classes, config.parameters)
-    epochs = config.epochs if entry.head == "mlp" else config.structured_epochs
-    probe = ProbeConfig(epochs=epochs, learning_rates=config.learning_rates)
+    pool = "flatten" if entry.head == "mlp" else "transformer" if is_sequence else "cnn"
+    head = head_of_size(pool, maps, (height, width), classes, study.config.parameters)
     start = derive_seed(run.config.seed, "study", seed)
-    numbers, predicted = fit_and_test(head, samples, classes, probe, start, run.device)
+    numbers, predicted = fit_and_test(head, samples, classes, _probe(study, entry), start, run.device)
     row = {
         "field": entry.field,
         "feature": entry.feature,
@@ -188,14 +207,14 @@ def _fit(run: Run, entry: Entry, seed: int, data: Data, folder: Path, config: St
     return row | numbers, predicted
 
 
-def _samples(entry: Entry, folder: Path, images: ImageSet) -> Samples:
-    features = open_store([folder], len(images), entry.feature)
-    is_sequence = entry.feature in SEQUENCES
+def _samples(study: Study, entry: Entry, split: str) -> Samples:
+    sets, name = study.of(entry, split)
+    features, kind = sets.rows(name), ASKED[entry.feature].kind
     if entry.tokens:
-        features = changed(features, partial(_first, count=entry.tokens, is_sequence=is_sequence))
-    if entry.head == "mlp" and entry.feature not in SEQUENCES + IMAGES:
+        features = changed(features, partial(_first, count=entry.tokens, is_sequence=kind.is_sequence))
+    if entry.head == "mlp" and kind.is_map:
         features = changed(features, _pool)
-    return Samples(features, images.labels)
+    return Samples(features, sets.images.labels)
 
 
 def _standardized(samples: dict[str, Samples]) -> dict[str, Samples]:

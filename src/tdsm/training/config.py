@@ -50,3 +50,9 @@ class TrainConfig(Settings):
         if isinstance(data, dict) and "objectives" not in data and data.get("context_fraction", 1) != 1:
             return data | {"objectives": {"full": 0, "sparse_context": 1}}
         return data
+
+
+RESUMABLE = (
+    *("steps", "learning_rate", "warmup_steps", "gradient_clip", "accumulate", "precision", "compile"),
+    *("validate_every", "validation_images", "checkpoint_every"),
+)

@@ -32,7 +32,9 @@ from tdsm.training.objectives import check_objectives, training_loss
 from tdsm.training.throughput import Throughput, flops_of_image, peak_flops
 
 
-def train_field(field: NeuralField, data: Data, config: TrainConfig, seed: int, run: Path) -> list[dict]:
+def train_field(
+    field: NeuralField, data: Data, config: TrainConfig, seed: int, run: Path, made_from: dict
+) -> list[dict]:
     """Train a field in place by reconstruction, with checkpoints in `run`; take up the newest one there.
 
     Each step descends the weighted objectives of a batch by AdamW, with warm-up, a cosine and clipping. Processes that

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -7,43 +9,71 @@ from tdsm.base import io
 from tdsm.base.environment import describe_environment
 from tdsm.base.errors import CheckpointError, UsageError
 from tdsm.base.settings import differences
-from tdsm.pipeline.runfolder import create_run, read_config
+from tdsm.pipeline.folder import create_run, owned, read_config
 from tdsm.training.checkpoints import latest_checkpoint, save_checkpoint
 from tests.tinyrun import tiny
 
 
+def created(path, config=None, resume=False):
+    path.mkdir(parents=True, exist_ok=True)
+    create_run(path, config or tiny(), resume=resume)
+    return path
+
+
 def test_a_run_keeps_its_whole_config_defaults_included(tmp_path):
-    path = create_run(tmp_path / "a" / "run", tiny(seed=3), resume=False)
+    path = created(tmp_path / "a" / "run", tiny(seed=3))
     assert read_config(path) == tiny(seed=3)
     stored = json.loads((path / "config.json").read_text())
     assert stored["train"]["weight_decay"] == 0.0
     assert json.loads((path / "environment.json").read_text())["versions"]["torch"]
 
 
-def test_a_run_is_taken_up_only_when_asked_and_with_the_same_settings(tmp_path):
-    path = create_run(tmp_path / "run", tiny(), resume=False)
+def test_a_run_is_taken_up_only_when_asked_and_with_settings_that_may_differ(tmp_path):
+    path = created(tmp_path / "run")
     with pytest.raises(UsageError, match=r"this run exists\. Continue it with --resume"):
-        create_run(path, tiny(), resume=False)
-    assert create_run(path, tiny(), resume=True) == path
-    with pytest.raises(UsageError, match=r"other settings: seed: 0 -> 1; train.steps: 8 -> 9\."):
-        create_run(path, tiny(seed=1, train__steps=9), resume=True)
+        created(path)
+    created(path, tiny(), resume=True)
+    assert not (path / "history.json").exists()
+    with pytest.raises(UsageError, match=r"other settings: seed: 0 -> 1; train.batch_size: 16 -> 8\."):
+        created(path, tiny(seed=1, train__batch_size=8, train__steps=9), resume=True)
+    with pytest.raises(UsageError, match=r"other settings: train.steps: 8 -> 7\."):
+        created(path, tiny(train__steps=7), resume=True)
     assert read_config(path) == tiny()
+
+
+def test_what_extends_or_corrects_a_training_may_change_and_is_noted(tmp_path):
+    path, changed = created(tmp_path / "run"), tiny(train__steps=12, train__learning_rate=1e-4, probe__epochs=5)
+    created(path, changed, resume=True)
+    assert read_config(path) == changed
+    (entry,) = json.loads((path / "history.json").read_text())
+    assert entry["changed"] == ["probe.epochs: 2 -> 5", "train.learning_rate: 0.001 -> 0.0001", "train.steps: 8 -> 12"]
+    created(path, tiny(train__steps=13, train__learning_rate=1e-4, probe__epochs=5), resume=True)
+    assert len(json.loads((path / "history.json").read_text())) == 2
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("text")
-    for resume in (False, True):
-        with pytest.raises(UsageError, match="not empty and holds no run"):
-            create_run(tmp_path, tiny(), resume=resume)
-        with pytest.raises(UsageError, match="this is a file"):
-            create_run(tmp_path / "thesis.txt", tiny(), resume=resume)
+    with pytest.raises(UsageError, match="not empty and holds no run"), owned(tmp_path):
+        pass
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_start_that_was_killed_is_no_obstacle(tmp_path):
     io.write_json(tmp_path / "environment.json", {})
     (tmp_path / ".config.json.77.tmp").write_text("{")
-    assert read_config(create_run(tmp_path, tiny(), resume=False)) == tiny()
+    with owned(tmp_path):
+        assert read_config(created(tmp_path)) == tiny()
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".lock", "config.json", "environment.json"]
+
+
+def test_a_run_is_owned_by_one_process_at_a_time(tmp_path):
+    code = "import sys, pathlib; from tdsm.pipeline.folder import owned\nwith owned(pathlib.Path(sys.argv[1])): pass"
+    other = [sys.executable, "-c", code, tmp_path / "run"]
+    with owned(tmp_path / "run"):
+        done = subprocess.run(other, capture_output=True, text=True, timeout=60)
+    assert "another process is working in this run" in done.stderr
+    assert subprocess.run(other, timeout=60).returncode == 0
+    assert not (tmp_path / "run").exists()  # of a run that came to nothing nothing is left
 
 
 @pytest.mark.parametrize(
@@ -53,7 +83,8 @@ def test_a_start_that_was_killed_is_no_obstacle(tmp_path):
         ("{", "cannot be read as JSON"),
         ('{"sede": 1}', "sede: Extra inputs"),
         ('{"train": {"steps": -1}}', "train.steps: Input should be"),
-        ("[]", "not the config of a run"),
+        ("[]", "saw list"),
+        ("5", "saw int"),
     ],
 )
 def test_a_missing_or_damaged_config_is_named(tmp_path, text, words):

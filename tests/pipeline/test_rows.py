@@ -1,7 +1,7 @@
 import json
 import math
 import shutil
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -9,29 +9,26 @@ import torch
 from tdsm.base import io
 from tdsm.base.errors import CheckpointError, SpaceWarning, UsageError
 from tdsm.base.statistics import accuracy_interval
-from tdsm.classification import evaluate
-from tdsm.classification import probe as frozen
-from tdsm.classification.evaluate import (
-    Run,
-    chosen_rows,
-    fit_rows,
-    new_field,
-    notes,
-    read_predictions,
-    samples,
-    score_rows,
-)
+from tdsm.classification import probe
 from tdsm.classification.rows import ROWS
 from tdsm.data.augment import augment
-from tdsm.pipeline.stages import finished, initial_field
+from tdsm.pipeline import rows as module
+from tdsm.pipeline.field import initial_field, new_field
+from tdsm.pipeline.rows import fit_rows, read_predictions, score_rows, scored_rows
+from tdsm.pipeline.run import Run, chosen_rows
+from tdsm.pipeline.stages import take_up
 from tests import tinyrun
 from tests.tinyrun import content, demo, digits, tdsm, tiny, write_yaml
+
+
+def silent(words):
+    pass
 
 
 @pytest.fixture
 def run(tmp_path):
     """A finished run, its fitted and scored rows included."""
-    return finished(demo(tmp_path / "run"), digits())
+    return take_up(demo(tmp_path / "run"), silent)
 
 
 SEEDED_ROWS = ("tdsm-avg", "pixels-knn", "tokens-mean")
@@ -43,22 +40,18 @@ def three(tmp_path_factory):
     folder = tmp_path_factory.mktemp("seeds")
     config = write_yaml(folder / "tiny.yaml", probe__seeds=3, probe__rows=SEEDED_ROWS)
     assert tdsm("demo", "--config", config, "--run", folder / "run") == 0
-    return finished(folder / "run", digits())
+    return take_up(folder / "run", silent)
 
 
 @pytest.fixture
 def fresh(tmp_path):
     """A run with a field that was never trained, nothing extracted yet."""
     config = tiny(probe__views=2, probe__augment={"crop": 1, "flip": True, "rotate": 20, "contrast": 0.3})
-    return Run(tmp_path, config, digits(), initial_field(config, 1).eval())
-
-
-def silent(words):
-    pass
+    return Run(tmp_path, config, digits(), initial_field(config, 1).eval(), silent)
 
 
 def stored(run, name):
-    return json.loads((run.path / "results" / f"{name}.json").read_text())
+    return json.loads((run.path / "scores" / name / "score.json").read_text())
 
 
 # ---------------------------------------------------------------- splits
@@ -74,7 +67,7 @@ def test_no_sample_is_in_two_splits():
 def test_views_are_added_to_the_training_samples_alone(fresh):
     plain, pixels = ROWS["pixels-linear"], {}
     for split in ("train", "validation", "test"):
-        part = samples(fresh, plain, split)
+        part = fresh.samples(plain, split)
         pixels[split], images = part.features[torch.arange(len(part.labels))], getattr(fresh.data, split)
         assert torch.equal(pixels[split][: len(images)], images.floats().movedim(1, -1))
         views = 3 if split == "train" else 1
@@ -92,16 +85,16 @@ def test_views_are_added_to_the_training_samples_alone(fresh):
 
 def test_neighbours_are_sought_among_training_samples_alone(fresh, monkeypatch):
     seen = []
-    whole = frozen.knn_scores
+    whole = probe.knn_scores
 
     def spy(queries, references, *rest):
         seen.append((queries, references))
         return whole(queries, references, *rest)
 
-    monkeypatch.setattr(frozen, "knn_scores", spy)
+    monkeypatch.setattr(probe, "knn_scores", spy)
     config = fresh.config.probe.model_copy(update={"rows": ("pixels-knn",)})
-    fresh = Run(fresh.path, fresh.config.model_copy(update={"probe": config}), fresh.data, fresh.field)
-    fit_rows(fresh, silent)
+    fresh = replace(fresh, config=fresh.config.model_copy(update={"probe": config}))
+    fit_rows(fresh)
     assert {len(queries) for queries, _ in seen} == {12}
     score_rows(fresh)
     queries, references = seen[-1]
@@ -117,33 +110,33 @@ def test_neighbours_are_sought_among_training_samples_alone(fresh, monkeypatch):
 def test_rows_are_all_or_those_named():
     assert chosen_rows(()) == ROWS
     assert list(chosen_rows(["pixels-knn", "tdsm-avg"])) == ["pixels-knn", "tdsm-avg"]
-    with pytest.raises(UsageError, match=r"unknown tdsm-av, nothing; expected some of tdsm-avg, "):
-        chosen_rows(["tdsm-av", "pixels-knn", "nothing"])
+    with pytest.raises(UsageError, match=r"unknown .*tdsm-av.*tdsm-avg"):
+        chosen_rows(["tdsm-av", "pixels-knn"])
 
 
 def test_a_fitted_row_is_not_fitted_again(run, monkeypatch):
-    monkeypatch.setattr(evaluate, "_fit", None)
+    monkeypatch.setattr(module, "_fit", None)
     before = content(run.path)
-    fit_rows(run, silent)
+    fit_rows(run)
     assert content(run.path) == before
 
 
 def test_a_row_that_is_missing_is_fitted_as_before(run):
-    before = content(run.path, "rows/*/model.safetensors")
+    before = content(run.path, "rows/*/seed-0.safetensors")
     shutil.rmtree(run.path / "rows" / "tdsm-avg")
     said = []
-    fit_rows(run, said.append)
-    assert content(run.path, "rows/*/model.safetensors") == before
+    fit_rows(replace(run, say=said.append))
+    assert content(run.path, "rows/*/seed-0.safetensors") == before
     assert [words.split(":")[0] for words in said] == ["tdsm-avg"]
 
 
 def test_untrained_rows_read_the_field_before_training(run):
-    trained, untrained = samples(run, ROWS["tdsm-avg"], "test"), samples(run, ROWS["untrained-tdsm-avg"], "test")
+    trained, untrained = (run.samples(ROWS[name], "test") for name in ("tdsm-avg", "untrained-tdsm-avg"))
     assert trained.features.shape == untrained.features.shape
     everything = torch.arange(60)
     assert not torch.equal(trained.features[everything], untrained.features[everything])
-    start = new_field(run.config.field, 1, run.config.seed).state_dict()
-    again = evaluate.untrained_field(run).state_dict()
+    start = new_field(run.config.field, run.config.seed).state_dict()
+    again = run.untrained.state_dict()
     assert all(torch.equal(value, start[name]) for name, value in again.items())
 
 
@@ -151,7 +144,7 @@ def test_a_new_field_depends_on_the_seed_alone():
     fields = []
     for seed in (0, 0, 1):
         torch.rand(5)
-        fields.append(torch.cat([p.flatten() for p in new_field(tiny().field, 1, seed).state_dict().values()]))
+        fields.append(torch.cat([p.flatten() for p in new_field(tiny().field, seed).state_dict().values()]))
     assert torch.equal(fields[0], fields[1])
     assert not torch.equal(fields[0], fields[2])
 
@@ -160,17 +153,17 @@ def test_a_new_field_depends_on_the_seed_alone():
 
 
 def test_test_is_read_once_a_row(run, monkeypatch):
-    shutil.rmtree(run.path / "results")
+    shutil.rmtree(run.path / "scores")
     read = []
     for name in ("predict", "predict_knn"):
-        whole = getattr(evaluate, name)
+        whole = getattr(module, name)
 
         def spy(*arguments, whole=whole, name=name):
             features = arguments[1] if name == "predict" else arguments[0]
             read.append(len(features))
             return whole(*arguments)
 
-        monkeypatch.setattr(evaluate, name, spy)
+        monkeypatch.setattr(module, name, spy)
     first = score_rows(run)
     assert read == [60] * len(tinyrun.ROWS)
     before = content(run.path)
@@ -181,24 +174,24 @@ def test_test_is_read_once_a_row(run, monkeypatch):
 
 def test_fitting_reads_no_test_sample(fresh, monkeypatch):
     asked = set()
-    whole = evaluate.samples
+    whole = Run.samples
 
     def spy(run, row, split):
         asked.add(split)
         return whole(run, row, split)
 
-    monkeypatch.setattr(evaluate, "samples", spy)
-    fit_rows(fresh, silent)
+    monkeypatch.setattr(Run, "samples", spy)
+    fit_rows(fresh)
     assert asked == {"train", "validation"}
     assert not (fresh.path / "features" / "trained" / "test").exists()
 
 
 def test_the_table_says_what_the_predictions_say(run):
     table = score_rows(run)
-    assert [row["name"] for row in table] == list(tinyrun.ROWS)
-    assert table == json.loads((run.path / "table.json").read_text())
+    assert [row["name"] for row in table] == [name for name in ROWS if name in tinyrun.ROWS]
+    assert table == scored_rows(run)
     for row in table:
-        (predicted,) = read_predictions(run.path, row["name"])
+        (predicted,) = read_predictions(run, row["name"])
         correct = sum(int(a == b) for a, b in zip(predicted.tolist(), run.data.test.labels.tolist(), strict=True))
         assert (row["n_test"], row["correct"], row["accuracy"]) == (60, correct, correct / 60)
         z, p = 1.959963984540054, correct / 60
@@ -212,42 +205,70 @@ def test_the_table_says_what_the_predictions_say(run):
 
 
 def test_a_stored_head_is_the_one_that_validation_chose(run):
-    choice = json.loads((run.path / "rows" / "tdsm-avg" / "choice.json").read_text())
-    validation = samples(run, ROWS["tdsm-avg"], "validation")
-    (fitted,) = evaluate._fit(run, ROWS["tdsm-avg"], samples(run, ROWS["tdsm-avg"], "train"), validation)
-    assert choice["validation_accuracy"] == fitted.accuracy
-    assert choice["settings"] == fitted.settings
-    assert (frozen.predict(fitted.classifier, validation.features, "cpu") == validation.labels).double().mean() == (
+    (kept,), row = choices_of(run, "tdsm-avg"), ROWS["tdsm-avg"]
+    validation = run.samples(row, "validation")
+    (fitted,) = module._fit(run, row, run.samples(row, "train"), validation)
+    assert (kept["validation_accuracy"], kept["settings"]) == (fitted.accuracy, fitted.settings)
+    assert (probe.predict(fitted.classifier, validation.features, "cpu") == validation.labels).double().mean() == (
         pytest.approx(fitted.accuracy)
     )
 
 
 def test_predictions_are_kept_with_the_ids_they_are_for(run):
-    stored = io.read_tensors(run.path / "results" / "pixels-knn.safetensors")
-    assert torch.equal(stored["ids"], run.data.test.ids)
+    kept = io.read_tensors(run.path / "scores" / "pixels-knn" / "predictions.safetensors")
+    assert torch.equal(kept["ids"], run.data.test.ids)
 
 
 def test_a_row_that_is_not_fitted_is_named_with_what_to_do(run):
     shutil.rmtree(run.path / "rows" / "tdsm-knn")
-    (run.path / "results" / "tdsm-knn.json").unlink()
-    with pytest.raises(CheckpointError, match=rf"row tdsm-knn is not fitted yet. First: tdsm classify {run.path}"):
+    with pytest.raises(CheckpointError, match=rf"row tdsm-knn is not fitted .* First: tdsm classify {run.path}"):
         score_rows(run)
+    with pytest.raises(CheckpointError, match=rf"row tdsm-knn is not evaluated yet. .*; tdsm evaluate {run.path}"):
+        scored_rows(run)
+
+
+def test_rows_fitted_before_stay_in_the_table(run):
+    config = run.config.probe.model_copy(update={"rows": ("tdsm-max",)})
+    run = replace(run, config=run.config.model_copy(update={"probe": config}))
+    fit_rows(run)
+    assert {row["name"] for row in score_rows(run)} == {*tinyrun.ROWS, "tdsm-max"}
+
+
+def test_a_row_fitted_anew_is_scored_anew_and_says_how_often_test_was_read(run):
+    said = []
+    before = {row["name"]: row for row in score_rows(run)}
+    assert {row["test_reads"] for row in before.values()} == {1}
+    config = run.config.probe.model_copy(update={"learning_rates": (1e-4,)})
+    other = replace(run, config=run.config.model_copy(update={"probe": config}), say=said.append)
+    fit_rows(other)
+    after = {row["name"]: row for row in score_rows(other)}
+    heads = [name for name in tinyrun.ROWS if ROWS[name].head is not None]
+    assert {name: row["test_reads"] for name, row in after.items()} == {
+        name: 2 if name in heads else 1 for name in tinyrun.ROWS
+    }
+    anew = [words for words in said if "made anew" in words]
+    assert len(anew) == 2 * len(heads)
+    assert all("probe.learning_rates: [0.01] -> [0.0001]" in words for words in anew[: len(heads)])
+    assert all("fitted.seed-0.safetensors" in words for words in anew[len(heads) :])
 
 
 # ---------------------------------------------------------------- several seeds
 
 
-def choice_of(run, name):
-    return json.loads((run.path / "rows" / name / "choice.json").read_text())
+def moved(run, path):
+    return Run(path, run.config, run.data, run.field, silent)
+
+
+def choices_of(run, name):
+    return json.loads((run.path / "rows" / name / "choice.json").read_text())["fits"]
 
 
 def test_the_first_of_several_seeds_is_the_only_one_of_one(run, three):
     for name in SEEDED_ROWS:
-        (one,), seeds = read_predictions(run.path, name), read_predictions(three.path, name)
+        (one,), seeds = read_predictions(run, name), read_predictions(three, name)
         assert torch.equal(seeds[0], one)
-        alone, first = choice_of(run, name), choice_of(three, name)
-        assert all(first[key] == alone[key] for key in alone if key != "seconds")
-    weights = "rows/*/model.safetensors"
+        assert choices_of(run, name)[0] == choices_of(three, name)[0]
+    weights = "rows/*/seed-0.safetensors"
     same = content(three.path, weights)
     assert len(same) == 2
     assert same.items() <= content(run.path, weights).items()
@@ -255,13 +276,13 @@ def test_the_first_of_several_seeds_is_the_only_one_of_one(run, three):
 
 def test_further_seeds_are_heads_of_their_own_chosen_at_the_firsts_rate_and_decay(three):
     row = ROWS["tdsm-avg"]
-    choices = evaluate._fit(three, row, samples(three, row, "train"), samples(three, row, "validation"))
-    choice, validation = choice_of(three, "tdsm-avg"), samples(three, row, "validation")
-    assert len({choice["settings"]["learning_rate"], *(c.settings["learning_rate"] for c in choices)}) == 1
-    for number, (kept, fitted) in enumerate(zip([choice, *choice["further"]], choices, strict=True)):
+    validation = three.samples(row, "validation")
+    choices, fits = module._fit(three, row, three.samples(row, "train"), validation), choices_of(three, "tdsm-avg")
+    assert len({fits[0]["settings"]["learning_rate"], *(c.settings["learning_rate"] for c in choices)}) == 1
+    for number, (kept, fitted) in enumerate(zip(fits, choices, strict=True)):
         assert (kept["validation_accuracy"], kept["settings"]) == (fitted.accuracy, fitted.settings)
-        assert frozen.accuracy_of(fitted.classifier, validation, "cpu") == pytest.approx(fitted.accuracy)
-        file = three.path / "rows" / "tdsm-avg" / (f"seed-{number}.safetensors" if number else "model.safetensors")
+        assert probe.accuracy_of(fitted.classifier, validation, "cpu") == pytest.approx(fitted.accuracy)
+        file = three.path / "rows" / "tdsm-avg" / f"seed-{number}.safetensors"
         weights = io.read_tensors(file)
         assert all(torch.equal(value, weights[name]) for name, value in fitted.classifier.state_dict().items())
     heads = content(three.path, "rows/tdsm-avg/*.safetensors")
@@ -271,7 +292,7 @@ def test_further_seeds_are_heads_of_their_own_chosen_at_the_firsts_rate_and_deca
 
 def test_a_row_of_several_seeds_is_their_mean_with_deviation_and_interval(three):
     for name in ("tdsm-avg", "tokens-mean"):
-        row, seeds = stored(three, name), read_predictions(three.path, name)
+        row, seeds = stored(three, name), read_predictions(three, name)
         is_right = seeds == three.data.test.labels
         accuracies = is_right.double().mean(dim=1)
         assert row["accuracies"] == pytest.approx(accuracies.tolist())
@@ -279,7 +300,7 @@ def test_a_row_of_several_seeds_is_their_mean_with_deviation_and_interval(three)
         assert row["deviation"] == pytest.approx(accuracies.std(correction=1).item())
         assert (row["low"], row["high"]) == astuple(accuracy_interval(is_right))[1:3]
         assert "correct" not in row
-    for words in ((three.path / "table.md").read_text(), " ".join(notes(three))):
+    for words in ((three.path / "table.md").read_text(), " ".join(three.notes())):
         assert "means over 3 seeds" in words
 
 
@@ -287,9 +308,10 @@ def test_neighbours_have_no_seed(run, three):
     assert sorted(file.name for file in (three.path / "rows" / "pixels-knn").iterdir()) == [
         "choice.json",
         "manifest.json",
+        "timing.json",
     ]
     one, same = stored(run, "pixels-knn"), stored(three, "pixels-knn")
-    assert {**one, "seconds": 0} == {**same, "seconds": 0}
+    assert one == same
     lines = [line for line in (three.path / "table.md").read_text().splitlines() if line.startswith("|")]
     column = [cell.strip() for cell in lines[0].split("|")].index("deviation")
     deviations = {line.split("|")[1].split()[0]: line.split("|")[column].strip() for line in lines[2:]}
@@ -299,19 +321,19 @@ def test_neighbours_have_no_seed(run, three):
 
 def test_test_is_read_once_a_row_and_seed(three, tmp_path, monkeypatch):
     shutil.copytree(three.path, tmp_path / "run")
-    run, read, whole = Run(tmp_path / "run", three.config, three.data, three.field), [], evaluate.predict
-    shutil.rmtree(run.path / "results")
-    monkeypatch.setattr(evaluate, "predict", lambda *arguments: read.append(len(arguments[1])) or whole(*arguments))
+    run, read, whole = moved(three, tmp_path / "run"), [], module.predict
+    shutil.rmtree(run.path / "scores")
+    monkeypatch.setattr(module, "predict", lambda *arguments: read.append(len(arguments[1])) or whole(*arguments))
     first = score_rows(run)
     assert read == [60] * 2 * 3
-    assert score_rows(run) == first == json.loads((three.path / "table.json").read_text())
+    assert score_rows(run) == first == scored_rows(three)
     assert read == [60] * 2 * 3
 
 
 @pytest.mark.parametrize("fits", [1, 5], ids=["in_the_first_row", "in_the_second_head"])
 def test_fitting_interrupted_between_seeds_ends_as_if_it_had_not_been(three, tmp_path, monkeypatch, fits):
     shutil.copytree(three.path, tmp_path / "run")
-    run, whole, made = Run(tmp_path / "run", three.config, three.data, three.field), frozen.fit_head, []
+    run, whole, made = moved(three, tmp_path / "run"), probe.fit_head, []
     shutil.rmtree(run.path / "rows")
 
     def interrupted(*arguments):
@@ -321,61 +343,31 @@ def test_fitting_interrupted_between_seeds_ends_as_if_it_had_not_been(three, tmp
         return whole(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(frozen, "fit_head", interrupted)
+        patch.setattr(module, "_warm_up", lambda run: None)
+        patch.setattr(probe, "fit_head", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            fit_rows(run, silent)
+            fit_rows(run)
     assert list(content(run.path, "rows/*/choice.json")) == [
         f"rows/{name}/choice.json" for name in sorted(SEEDED_ROWS[: fits // 2])
     ]
-    fit_rows(run, silent)
+    fit_rows(run)
     assert content(run.path, "rows/*/*.safetensors") == content(three.path, "rows/*/*.safetensors")
     for name in SEEDED_ROWS:
-        assert {**choice_of(run, name), "seconds": 0} == {**choice_of(three, name), "seconds": 0}
-
-
-def test_a_run_from_before_there_were_seeds_reads_as_one_seed(run):
-    config = json.loads((run.path / "config.json").read_text())
-    del config["probe"]["seeds"]
-    (run.path / "config.json").write_text(json.dumps(config))
-    before = content(run.path, "results/*", "rows/**/*", "table.*", "report.html")
-    shutil.rmtree(run.path / "results")
-    assert [tdsm(verb, run.path) for verb in ("classify", "evaluate", "report")] == [0, 0, 0]
-    assert content(run.path, "results/*", "rows/**/*", "table.*", "report.html") == before
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "choice.json"])
-@pytest.mark.parametrize("damage", ["flipped", "gone"])
-def test_a_damaged_row_is_noticed(run, name, damage):
-    file = run.path / "rows" / "tdsm-avg" / name
-    if damage == "gone":
-        file.unlink()
-    else:
-        data = bytearray(file.read_bytes())
-        data[len(data) // 2] ^= 1
-        file.write_bytes(bytes(data))
-    shutil.rmtree(run.path / "results")
-    for stage in (lambda: fit_rows(run, silent), lambda: score_rows(run)):
-        with pytest.raises(CheckpointError, match=name):
-            stage()
+        assert choices_of(run, name) == choices_of(three, name)
 
 
 def test_the_field_is_frozen_bit_for_bit(fresh):
     before = {name: value.clone() for name, value in fresh.field.state_dict().items()}
-    fit_rows(fresh, silent)
+    fit_rows(fresh)
     score_rows(fresh)
     assert all(torch.equal(value, before[name]) for name, value in fresh.field.state_dict().items())
     assert all(parameter.grad is None for parameter in fresh.field.parameters())
 
 
-def test_features_of_another_field_are_refused(run):
-    other = Run(run.path, run.config, run.data, new_field(run.config.field, 1, seed=1))
-    with pytest.raises(CheckpointError, match="made by another field"):
-        samples(other, ROWS["tdsm-avg"], "test")
-
-
 def test_notes_carry_the_datas_and_say_when_maps_hold_no_space(run):
-    assert notes(run) == list(run.data.notes)
-    flat = new_field(run.config.field.model_copy(update={"has_query_residual": False}), 1, 0)
+    assert run.notes() == list(run.data.notes)
+    flat = new_field(run.config.field.model_copy(update={"has_query_residual": False}), 0)
+    flat = Run(run.path / "flat", run.config, run.data, flat, silent)
     with pytest.warns(SpaceWarning, match="no query residual"):
-        samples(Run(run.path / "flat", run.config, run.data, flat), ROWS["tdsm-avg"], "test")
-    assert "no query residual" in notes(Run(run.path, run.config, run.data, flat))[-1]
+        flat.samples(ROWS["tdsm-avg"], "test")
+    assert "no query residual" in flat.notes()[-1]

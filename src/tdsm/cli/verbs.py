@@ -1,0 +1,336 @@
+"""The verbs: what each is told, and what it does. What does the work is imported when it is done."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Union
+
+import tyro
+from pydantic import Field, create_model
+
+from tdsm.base.errors import ResourceError, UsageError
+from tdsm.base.settings import Settings
+from tdsm.bench.config import BenchConfig
+from tdsm.classification.config import ProbeConfig, RegimeConfig
+from tdsm.cli.options import preset, read_yaml, to_yaml
+from tdsm.cli.presets import PRESETS, digits
+from tdsm.features.config import MapConfig
+from tdsm.pipeline.config import RunConfig
+from tdsm.study.config import QUESTIONS, AnalysisConfig
+
+if TYPE_CHECKING:
+    from tdsm.pipeline.run import Run
+
+RunFolder = Annotated[tyro.conf.Positional[Path], Field(description="Run folder of `tdsm train` or `tdsm demo`.")]
+Source = Annotated[
+    str | None,
+    tyro.conf.arg(name="data.source"),
+    Field(description="Where the run's data are now, if they were moved."),
+]
+
+
+class Verb(Settings):
+    """What a verb is told."""
+
+    def execute(self) -> None:
+        """Do it."""
+        raise NotImplementedError
+
+    def based(self) -> "Verb":
+        """Return the same with the settings that flags start from, once it is known what it is about."""
+        return self
+
+
+class Train(Verb):
+    """Train a field to reconstruct images. Later ones win: defaults, --preset, --config, flags."""
+
+    settings: Annotated[RunConfig, tyro.conf.arg(name="")] = Field(RunConfig(), description="All settings.")
+    run: Path | None = Field(None, description="Run folder; a new one under runs/ if not set.")
+    preset: str | None = Field(None, description=f"Start from a named experiment: {', '.join(PRESETS)}.")
+    config: Path | None = Field(None, description="Start from a YAML file of settings, as --print-config writes it.")
+    resume: bool = Field(False, description="Continue the run in --run where it stopped.")
+    dry_run: bool = Field(False, description="Say what would be done, how long and how large, and stop.")
+    print_config: bool = Field(False, description="Print the whole config as YAML, and stop.")
+
+    def based(self) -> "Verb":
+        """Start from the preset and the file; a run that is resumed starts from its own settings."""
+        return self.model_copy(update={"settings": self._base()})
+
+    def execute(self) -> None:
+        """Train, unless something is only to be printed."""
+        if self.print_config:
+            print(to_yaml(self.settings), end="")
+        elif self.dry_run:
+            from tdsm.pipeline.plan import plan
+
+            say(plan(self.settings))
+        else:
+            self._work()
+
+    def _base(self) -> RunConfig:
+        from tdsm.pipeline.folder import CONFIG, read_config
+
+        is_given = self.preset is not None or self.config is not None
+        if self.resume and self.run is not None and not is_given and (self.run.expanduser() / CONFIG).is_file():
+            return read_config(self.run.expanduser())
+        base = type(self)().settings if self.preset is None else preset(self.preset)
+        return base if self.config is None else read_yaml(self.config, base)
+
+    def _work(self) -> None:
+        from tdsm.training import processes
+        from tdsm.training.reconstruction import measure_psnr
+
+        with processes.joined():
+            run = self._train()
+            if processes.is_first():
+                say(f"validation PSNR {measure_psnr(run.field, run.data.validation):.2f} dB")
+                print(run.path)
+
+    def _train(self) -> "Run":
+        from tdsm.pipeline import stages
+        from tdsm.training import processes
+
+        if self.resume and self.run is None:
+            raise UsageError("--resume needs --run: name the folder of the run to continue.")
+        path = Path(processes.from_first(lambda: str(self._path())))
+        with _owned(path):
+            return stages.train(path, self.settings, say, resume=self.resume)
+
+    def _path(self) -> Path:
+        """Return the run's folder; the first free name under runs/ if none is given."""
+        if self.run is not None:
+            path = self.run.expanduser()
+            if path.is_file():
+                raise UsageError(f"{path}: this is a file, expected a folder or none yet. Choose another --run.")
+            return path
+        stem = self.preset or Path(self.settings.data.source).stem or "run"
+        names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 10000))
+        path = next(path for name in names if not (path := Path("runs") / name).exists())
+        say(f"run folder: {path}")
+        return path
+
+
+class Demo(Train):
+    """Train, classify, evaluate and report in one go; embedded digits unless told otherwise."""
+
+    settings: Annotated[RunConfig, tyro.conf.arg(name="")] = Field(digits(), description="All settings.")
+
+    def _work(self) -> None:
+        from tdsm.pipeline import stages
+        from tdsm.training import processes
+
+        with processes.joined():
+            run, is_first = self._train(), processes.is_first()
+        if not is_first:
+            return
+        from tdsm.report.gather import write_page
+
+        with _owned(run.path):
+            run = stages.classify(run, run.config.maps, run.config.probe)
+            say(stages.evaluate(run))
+            print(write_page(run))
+
+
+class Stage(Verb):
+    """A stage of a run that is there already."""
+
+    run: RunFolder
+    source: Source = None
+
+    @contextmanager
+    def taken_up(self) -> Iterator["Run"]:
+        """Own the run and take it up."""
+        from tdsm.pipeline import stages
+        from tdsm.pipeline.folder import read_config
+
+        path = self.run.expanduser()
+        read_config(path)  # before anything is put there
+        with _owned(path):
+            yield stages.take_up(path, say, source=self.source)
+
+
+class Classify(Stage):
+    """Train heads and baselines on a run's maps. Map and head settings are the run's unless given here."""
+
+    maps: MapConfig = Field(MapConfig(), description="Spatial maps.")
+    probe: ProbeConfig = Field(ProbeConfig(), description="Heads and baselines.")
+    dry_run: bool = Field(False, description="Say what would be done, and stop.")
+
+    def based(self) -> "Verb":
+        """Start from the run's own settings."""
+        from tdsm.pipeline.folder import read_config
+
+        config = read_config(self.run.expanduser())
+        return self.model_copy(update={"maps": config.maps, "probe": config.probe})
+
+    def execute(self) -> None:
+        """Fit every row."""
+        from tdsm.pipeline import stages
+        from tdsm.pipeline.folder import read_config
+
+        if self.dry_run:
+            from tdsm.pipeline.plan import plan
+
+            config = read_config(self.run.expanduser())
+            say(plan(config.model_copy(update={"maps": self.maps, "probe": self.probe})))
+            return
+        with self.taken_up() as run:
+            stages.classify(run, self.maps, self.probe)
+
+
+class Evaluate(Stage):
+    """Score a run's heads and baselines on the test split, which is read once a row and seed."""
+
+    def execute(self) -> None:
+        """Score, and print where the table is."""
+        from tdsm.pipeline import stages
+
+        with self.taken_up() as run:
+            say(stages.evaluate(run))
+            print(run.path / "table.md")
+
+
+class Finetune(Stage):
+    """Train a head with a run's field, through the maps of all its tokens, and measure what the field forgot."""
+
+    settings: Annotated[RegimeConfig, tyro.conf.arg(name="")] = Field(RegimeConfig(), description="The regime.")
+
+    def execute(self) -> None:
+        """Train every seed, in as many processes as have joined, and print where the table is."""
+        from tdsm.pipeline import stages
+        from tdsm.training import processes
+
+        with processes.joined(), self.taken_up() as run:
+            text = stages.finetune(run, self.settings)
+            if processes.is_first():
+                say(text)
+                print(run.path / "regimes.md")
+
+
+class Analyse(Stage):
+    """Measure every decomposition of a run's field: whether it adds up, how redundant, spread and stable it is."""
+
+    settings: Annotated[AnalysisConfig, tyro.conf.arg(name="")] = Field(
+        AnalysisConfig(), description="What is measured."
+    )
+    against: Path | None = Field(None, description="A run of the same data from another seed, to match tokens with.")
+
+    def execute(self) -> None:
+        """Measure, and print where the table is."""
+        from tdsm.pipeline import stages
+        from tdsm.study.analysis import TABLE, analyse, analysis_markdown
+
+        with self.taken_up() as run:
+            other = None if self.against is None else stages.take_up(self.against.expanduser(), say)
+            say(analysis_markdown(analyse(run, self.settings.images, other)))
+            print(run.path / TABLE)
+
+
+class Question(Stage):
+    """A question asked of a run."""
+
+    settings: Settings
+
+    def answer(self, run: "Run") -> tuple[Path, str]:
+        """Return the path and the text of the answer's table."""
+        module = import_module(f"tdsm.study.{type(self).__name__}")
+        return module.answer(run, self.settings)
+
+
+def _question(name: str, asked: type[Settings]) -> Any:
+    """Make the subcommand of a question from how it is asked."""
+    settings: Any = Annotated[asked, tyro.conf.arg(name="")], Field(asked(), description="How it is asked.")
+    model = create_model(name, __base__=Question, __doc__=asked.__doc__, settings=settings)
+    return Annotated[model, tyro.conf.subcommand(name)]
+
+
+class Study(Verb):
+    """Ask one question of a finished run. `tdsm study QUESTION --help` shows its options."""
+
+    question: Annotated[Union[*(_question(*entry) for entry in QUESTIONS.items())], tyro.conf.arg(name="")]
+
+    def execute(self) -> None:
+        """Ask, and print where the answer is."""
+        with self.question.taken_up() as run:
+            path, words = self.question.answer(run)
+            say(words)
+            print(path)
+
+
+class Report(Stage):
+    """Write the page of a run, with its pictures."""
+
+    def execute(self) -> None:
+        """Write it, and print where it is."""
+        from tdsm.report.gather import write_page
+
+        with self.taken_up() as run:
+            print(write_page(run))
+
+
+class Info(Verb):
+    """Describe this machine, or what is at a path."""
+
+    path: tyro.conf.Positional[Path | None] = Field(None, description="Run folder, saved field or published .pt file.")
+
+    def execute(self) -> None:
+        """Print the description."""
+        from tdsm.cli.info import describe_field, describe_machine
+
+        print(describe_machine() if self.path is None else describe_field(self.path.expanduser()))
+
+
+class Bench(Verb):
+    """Measure speed and memory of token decoding, beside the loop and the floors, in one run."""
+
+    settings: Annotated[BenchConfig, tyro.conf.arg(name="")] = Field(BenchConfig(), description="What is measured.")
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = Field(
+        None, description="Write everything that was measured as JSON; - prints it instead of the tables."
+    )
+
+    def execute(self) -> None:
+        """Measure and print."""
+        from tdsm.base.io import write_json
+        from tdsm.bench.run import run_bench
+        from tdsm.bench.text import format_report
+
+        report = run_bench(self.settings)
+        is_printed = self.json_file == Path("-")
+        if self.json_file is not None and not is_printed:
+            write_json(self.json_file, report)
+        print(json.dumps(report, indent=2) if is_printed else format_report(report))
+        if missing := [f"{row['case']} {row['mode']} ({row['skipped']})" for row in report["rows"] if "skipped" in row]:
+            raise ResourceError(f"bench: not measured: {'; '.join(missing)}.")
+
+
+VERBS: dict[str, Any] = {
+    "demo": Demo,
+    "train": Train,
+    "classify": Classify,
+    "evaluate": Evaluate,
+    "finetune": Finetune,
+    "analyse": Analyse,
+    "study": Study,
+    "report": Report,
+    "info": Info,
+    "bench": Bench,
+}
+SHARED = ("demo", "train", "finetune")  # verbs whose work several processes share out
+
+
+def say(words: str) -> None:
+    """Tell the person at the terminal; results that other programs read go to standard output instead."""
+    print(words, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _owned(path: Path) -> Iterator[None]:
+    """Let the first of the processes that have joined own a run's folder."""
+    from tdsm.pipeline.folder import owned
+    from tdsm.training import processes
+
+    with owned(path) if processes.is_first() else nullcontext():
+        yield

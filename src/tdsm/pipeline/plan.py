@@ -1,0 +1,98 @@
+"""What a run would do, how long that would take here, and how much disk; nothing is written."""
+
+import copy
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+
+from tdsm.base.device import resolve_device
+from tdsm.data import Data
+from tdsm.decomposition.reduce import num_maps
+from tdsm.decomposition.select import parse_selection, select_tokens
+from tdsm.features.extract import compute_features
+from tdsm.models.field import NeuralField, count_parameters
+from tdsm.pipeline.config import RunConfig
+from tdsm.pipeline.data import load
+from tdsm.pipeline.run import chosen_rows
+from tdsm.pipeline.stages import check, settled
+from tdsm.training.objectives import training_loss
+
+TRIES = 3
+
+
+def plan(config: RunConfig) -> str:
+    """Say in words what a run would do: sizes of data, field and features, the rows, estimates of time and disk."""
+    data = load(config.data, config.seed)
+    config, field = settled(config, data)
+    check(config, data, field)
+    field = field.to(resolve_device(config.device))
+    height, width = data.train.size
+    rows, maps = chosen_rows(config.probe.rows), config.maps
+    tokens = len(select_tokens(field.config.num_tokens, parse_selection(maps.selection)))
+    map_height, map_width = maps.size or (height, width)
+    count = len(data.train) * (1 + config.probe.views) + len(data.validation) + len(data.test)
+    seconds, size = _extraction(config, data, field)
+    return "\n".join(
+        [
+            f"data: {data.name}, {len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test "
+            f"images of {data.train.channels} × {height} × {width}, {len(data.train.classes)} classes",
+            *(f"  {note}" for note in data.notes),
+            f"field: {count_parameters(field):,} parameters, {field.config.num_tokens} tokens × "
+            f"{field.config.widths[-1]}",
+            f"training: {config.train.steps} steps of {config.train.batch_size} images on {config.device}, about "
+            f"{_words(_step_seconds(config, data, field) * config.train.steps)}",
+            f"maps: {map_height} × {map_width} × "
+            f"{num_maps(tokens, data.train.channels, maps.reduction)} as {maps.dtype}; all features of {count} images: "
+            f"{size * count / 2**30:.2f} GiB, about {_words(seconds * count)}",
+            f"rows: {', '.join(rows)}; their time is not estimated",
+        ]
+    )
+
+
+def _step_seconds(config: RunConfig, data: Data, field: NeuralField) -> float:
+    """Time the loss and its gradient on one batch."""
+    if not config.train.steps:
+        return 0.0
+    learner = copy.deepcopy(field).train()
+    images = data.train.floats(range(min(config.train.batch_size, len(data.train)))).to(resolve_device(config.device))
+    return _seconds(lambda: training_loss(learner, images, config.train, seed=0, step=0).backward())
+
+
+def _extraction(config: RunConfig, data: Data, field: NeuralField) -> tuple[float, float]:
+    """Return seconds and bytes an image of all features that the chosen rows read."""
+    wanted = sorted({(row.is_trained, row.features) for row in chosen_rows(config.probe.rows).values()})
+    images = data.train.floats(range(min(16, len(data.train))))
+    fields = {is_trained: [name for trained, name in wanted if trained == is_trained] for is_trained in (True, False)}
+
+    def compute() -> list[dict[str, torch.Tensor]]:
+        return [compute_features(field, images, names, config.maps) for names in fields.values() if names]
+
+    size = sum(feature.nbytes for features in compute() for feature in features.values())
+    return _seconds(compute) / len(images), size / len(images)
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    taken = []
+    for _ in range(TRIES):
+        began = time.monotonic()
+        work()
+        taken.append(time.monotonic() - began)
+    return median(taken)
+
+
+def _words(seconds: float) -> str:
+    """Write a duration for people.
+
+    >>> _words(40), _words(400), _words(40000)
+    ('40 s', '7 min', '11.1 h')
+    """
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -1,0 +1,216 @@
+"""The rows of a run's table: each fitted and chosen on validation, then scored on test.
+
+rows/NAME/     choice.json, timing.json, seed-0.safetensors … one a seed; k-NN has neither seeds nor weights
+scores/NAME/   score.json, predictions.safetensors: the classes every seed gave the test samples
+"""
+
+import time
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from tdsm.base import io
+from tdsm.base.errors import CheckpointError
+from tdsm.classification.config import HeadConfig
+from tdsm.classification.heads import make_head
+from tdsm.classification.probe import Choice, Samples, fit_knn, fit_seeds, predict, predict_knn
+from tdsm.classification.rows import ROWS, Row
+from tdsm.classification.scores import scores
+from tdsm.features.store import FeatureRows
+from tdsm.models.field import count_parameters, load_strictly
+from tdsm.pipeline import link
+from tdsm.pipeline.run import Run, chosen_rows
+
+ROWS_FOLDER, SCORES_FOLDER = "rows", "scores"
+CHOICE, TIMING, SCORE, PREDICTIONS = "choice.json", "timing.json", "score.json", "predictions.safetensors"
+OF_KNN, OF_HEADS = ("neighbours", "temperature"), ("epochs", "batch_size", "learning_rates", "weight_decays", "seeds")
+
+
+def fit_rows(run: Run) -> None:
+    """Fit every chosen row that is not there, made from what is at hand, and keep it under rows/NAME."""
+    rows = chosen_rows(run.config.probe.rows)
+    missing = {name: row for name, row in rows.items() if _fault(run, name, row) is not None}
+    for split in ("train", "validation"):
+        extract(run, missing, split)
+    if missing:
+        _warm_up(run)
+    for name, row in missing.items():
+        manifest = link.keep(
+            run.path / ROWS_FOLDER / name,
+            row_origin(run, row),
+            partial(_fit_and_write, run=run, name=name, row=row),
+            holds=[CHOICE],
+            say=run.say,
+        )
+        assert manifest.files
+
+
+def score_rows(run: Run) -> list[dict]:
+    """Score rows on the test split and return the table: the chosen ones, and others that were fitted before.
+
+    Raises:
+        CheckpointError: If a chosen row is not fitted.
+    """
+    chosen = chosen_rows(run.config.probe.rows)
+    if absent := [name for name, row in chosen.items() if _fault(run, name, row) is not None]:
+        raise CheckpointError(
+            f"{run.path}: {_listed(absent)} not fitted to what is there now. First: tdsm classify {run.path}"
+        )
+    rows = {name: row for name, row in ROWS.items() if name in chosen or _fault(run, name, row) is None}
+    stale = {name: row for name, row in rows.items() if not _is_scored(run, name, row)}
+    extract(run, stale, "test")
+    return [_score(run, name, row) for name, row in rows.items()]
+
+
+def scored_rows(run: Run) -> list[dict]:
+    """Return the table as far as it was scored from what is there now.
+
+    Raises:
+        CheckpointError: If a chosen row is not scored.
+    """
+    there = [name for name, row in ROWS.items() if _fault(run, name, row) is None and _is_scored(run, name, row)]
+    if absent := [name for name in chosen_rows(run.config.probe.rows) if name not in there]:
+        raise CheckpointError(
+            f"{run.path}: {_listed(absent)} not evaluated yet. "
+            f"First: tdsm classify {run.path}; tdsm evaluate {run.path}"
+        )
+    return [_entry(run, name) for name in there]
+
+
+def extract(run: Run, rows: dict[str, Row], split: str) -> None:
+    """Extract the features of several rows, those of one field in one pass."""
+    for is_trained in (True, False):
+        if names := {row.features for row in rows.values() if row.is_trained == is_trained}:
+            for view in range(1 + (run.config.probe.views if split == "train" else 0)):
+                run.features(split, is_trained=is_trained, view=view).extract(sorted(names))
+
+
+def row_origin(run: Run, row: Row) -> dict[str, Any]:
+    """Name all that decides a fitted row."""
+    probe = run.config.probe.model_dump(mode="json")
+    features = {
+        split: run.features(split, is_trained=row.is_trained).made_from(row.features)
+        for split in ("train", "validation")
+    }
+    views = {"count": run.config.probe.views, "augment": probe["augment"]} if run.config.probe.views else None
+    head = None if row.head is None else row.head.model_dump(mode="json")
+    settings = {key: probe[key] for key in (OF_KNN if row.head is None else OF_HEADS)}
+    return {"features": features, "views": views, "head": head, "probe": settings, "seed": run.config.seed}
+
+
+def read_predictions(run: Run, name: str) -> Int[Tensor, "seeds samples"]:
+    """Return the classes that every seed of a scored row gave the test samples, in their order."""
+    return io.read_tensors(run.path / SCORES_FOLDER / name / PREDICTIONS)["predicted"]
+
+
+def is_right(run: Run, name: str) -> Bool[Tensor, "seeds samples"]:
+    """Tell where every seed of a scored row was right on test."""
+    return read_predictions(run, name) == run.data.test.labels
+
+
+def _fault(run: Run, name: str, row: Row) -> str | None:
+    return link.fault(run.path / ROWS_FOLDER / name, row_origin(run, row), holds=[CHOICE])
+
+
+def _fit_and_write(folder: Path, run: Run, name: str, row: Row) -> None:
+    train, validation = run.samples(row, "train"), run.samples(row, "validation")
+    began = time.monotonic()
+    choices = _fit(run, row, train, validation)
+    seconds = time.monotonic() - began
+    _write_choices(folder, choices)
+    io.write_json(folder / TIMING, {"seconds": seconds})
+    run.say(f"{name}: validation {100 * fmean(choice.accuracy for choice in choices):.1f} %, {seconds:.1f} s")
+
+
+def _fit(run: Run, row: Row, train: Samples, validation: Samples) -> list[Choice]:
+    """Fit a row once a seed; k-NN has none and is fitted once."""
+    classes, probe = len(run.data.train.classes), run.config.probe
+    if row.head is None:
+        return [fit_knn(train, validation, classes, probe)]
+    return fit_seeds(row.head, train, validation, classes, probe, run.config.seed, run.device)
+
+
+def _warm_up(run: Run) -> None:
+    """Fit a tiny head once, so that what is loaded at first use does not count in the first row's seconds."""
+    few = torch.arange(8)
+    samples = Samples(FeatureRows([torch.zeros(8, 1, 1, 2)]), run.data.train.labels[few])
+    config = run.config.probe.model_copy(update={"epochs": 1, "seeds": 1})
+    fit_seeds(HeadConfig(), samples, samples, len(run.data.train.classes), config, 0, run.device)
+
+
+def _write_choices(folder: Path, choices: list[Choice]) -> None:
+    fits = [{"validation_accuracy": choice.accuracy, "settings": choice.settings} for choice in choices]
+    entry: dict[str, Any] = {"fits": fits, "parameters": 0, "head": None}
+    for number, choice in enumerate(choices):
+        if (classifier := choice.classifier) is not None:
+            entry |= {"parameters": count_parameters(classifier), "head": classifier.config.model_dump(mode="json")}
+            io.write_tensors(folder / f"seed-{number}.safetensors", classifier.state_dict())
+    io.write_json(folder / CHOICE, entry)
+
+
+def _score_link(run: Run, name: str, row: Row) -> tuple[Path, dict[str, Any]]:
+    """Return where a row's scores are and what they are made from."""
+    fitted = io.read_manifest(run.path / ROWS_FOLDER / name)
+    test = run.features("test", is_trained=row.is_trained).made_from(row.features)
+    made_from = {"row": name, "fitted": link.identity(fitted, without=[TIMING]), "test": test}
+    return run.path / SCORES_FOLDER / name, made_from
+
+
+def _is_scored(run: Run, name: str, row: Row) -> bool:
+    return link.fault(*_score_link(run, name, row), holds=[SCORE, PREDICTIONS]) is None
+
+
+def _score(run: Run, name: str, row: Row) -> dict:
+    path, made_from = _score_link(run, name, row)
+    reads = _reads(path)
+
+    def fill(folder: Path) -> None:
+        fitted = run.path / ROWS_FOLDER / name
+        choice = io.read_object(fitted / CHOICE)
+        predicted = _predict(run, row, fitted, choice)
+        io.write_tensors(folder / PREDICTIONS, {"ids": run.data.test.ids, "predicted": predicted})
+        entry: dict[str, Any] = {"name": name, "role": row.role, "features": row.features, "meaning": row.meaning}
+        entry |= {"head": row.head.pool if row.head else "knn", "parameters": choice["parameters"]}
+        entry |= scores(predicted, run.data.test.labels, len(run.data.test.classes))
+        entry |= {"validation_accuracy": fmean(fit["validation_accuracy"] for fit in choice["fits"])}
+        entry |= {"settings": choice["fits"][0]["settings"], "test_reads": reads + 1}
+        io.write_json(folder / SCORE, entry)
+
+    link.keep(path, made_from, fill, holds=[SCORE, PREDICTIONS], say=run.say)
+    return _entry(run, name)
+
+
+def _entry(run: Run, name: str) -> dict:
+    seconds = io.read_object(run.path / ROWS_FOLDER / name / TIMING)["seconds"]
+    return io.read_object(run.path / SCORES_FOLDER / name / SCORE) | {"seconds": seconds}
+
+
+def _reads(path: Path) -> int:
+    """Count how often the test split was read for a row so far."""
+    try:
+        return int(io.read_object(path / SCORE)["test_reads"])
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return 0
+
+
+def _predict(run: Run, row: Row, fitted: Path, choice: dict) -> Int[Tensor, "seeds samples"]:
+    test, classes = run.samples(row, "test"), len(run.data.train.classes)
+    if row.head is None:
+        settings = choice["fits"][0]["settings"]
+        train = run.samples(row, "train")
+        return predict_knn(test.features, train, classes, settings["neighbours"], settings["temperature"])[None]
+    height, width, maps = test.features.shape[1:]
+    classifier, predicted = make_head(HeadConfig.model_validate(choice["head"]), maps, classes, (height, width)), []
+    for number in range(len(choice["fits"])):
+        load_strictly(classifier, io.read_tensors(fitted / f"seed-{number}.safetensors"), where=str(fitted))
+        predicted.append(predict(classifier, test.features, run.device))
+    return torch.stack(predicted)
+
+
+def _listed(names: list[str]) -> str:
+    return f"row {names[0]} is" if len(names) == 1 else f"rows {', '.join(names)} are"

@@ -1,0 +1,100 @@
+"""A run whose field is trained: what every later stage takes up."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+
+from tdsm.base.errors import UsageError
+from tdsm.classification.probe import Samples
+from tdsm.classification.rows import ROWS, Row
+from tdsm.data import Data, ImageSet
+from tdsm.data.augment import augment
+from tdsm.decomposition import missing_space
+from tdsm.features.extract import FeatureSet, fingerprint_field
+from tdsm.features.store import FeatureRows
+from tdsm.models.field import NeuralField
+from tdsm.pipeline.config import RunConfig
+from tdsm.pipeline.field import new_field
+from tdsm.pipeline.link import Say
+
+FEATURES = "features"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Where a run is, its settings, its data, its trained field; what is derived from them is derived once."""
+
+    path: Path
+    config: RunConfig
+    data: Data
+    field: NeuralField
+    say: Say
+    _features: dict[tuple[str, bool, int], FeatureSet] = field(default_factory=dict, init=False)
+
+    @property
+    def device(self) -> str:
+        """Where the field and its heads compute."""
+        return str(next(self.field.parameters()).device)
+
+    @cached_property
+    def field_hash(self) -> str:
+        """Hash of the trained field."""
+        return fingerprint_field(self.field)
+
+    @cached_property
+    def untrained(self) -> NeuralField:
+        """The field as it would be without any training."""
+        return new_field(self.field.config, self.config.seed).to(self.device).eval()
+
+    def features(self, split: str, *, is_trained: bool = True, view: int = 0) -> FeatureSet:
+        """Return the features of a split, or of its augmented view number 1, 2, …"""
+        key = split, is_trained, view
+        if key not in self._features:
+            self._features[key] = self._feature_set(split, is_trained, view)
+        return self._features[key]
+
+    def samples(self, row: Row, split: str) -> Samples:
+        """Return a row's features of a split; only training features may hold augmented views."""
+        views = range(1 + (self.config.probe.views if split == "train" else 0))
+        parts = [self.features(split, is_trained=row.is_trained, view=view).rows(row.features) for view in views]
+        rows = parts[0] if len(parts) == 1 else FeatureRows([shard for part in parts for shard in part.shards])
+        return Samples(rows, getattr(self.data, split).labels.repeat(len(parts)))
+
+    def notes(self) -> list[str]:
+        """List, in plain sentences, what a reader of the run's numbers must know."""
+        method = self.config.maps.method
+        space = missing_space(self.field) if method == "solo" else f"The maps of the tdsm rows show {method!r}."
+        return [*self.data.notes, *(words for words in (space, _seed_words(self.config.probe.seeds)) if words)]
+
+    def _feature_set(self, split: str, is_trained: bool, view: int) -> FeatureSet:
+        images: ImageSet = getattr(self.data, split)
+        field = self.field if is_trained else self.untrained
+        field_hash = self.field_hash if is_trained else fingerprint_field(field)
+        folder = self.path / FEATURES / ("trained" if is_trained else "untrained")
+        if not view:
+            return FeatureSet(folder / split, field, field_hash, images, self.config.maps, say=self.say)
+        settings = self.config.probe.augment
+        change = partial(augment, config=settings, seed=self.config.seed, epoch=view)
+        name = {"augment": settings.model_dump(mode="json"), "seed": self.config.seed, "epoch": view}
+        place = folder / f"{split}-view{view}"
+        return FeatureSet(
+            place, field, field_hash, images, self.config.maps, change=change, change_name=name, say=self.say
+        )
+
+
+def chosen_rows(names: Iterable[str]) -> dict[str, Row]:
+    """Return rows by name, all of them for no names; raise `UsageError` for an unknown one."""
+    names = tuple(names) or tuple(ROWS)
+    if unknown := [name for name in names if name not in ROWS]:
+        raise UsageError(f"rows: unknown {', '.join(unknown)}; expected some of {', '.join(ROWS)}.")
+    return {name: ROWS[name] for name in names}
+
+
+def _seed_words(seeds: int) -> str | None:
+    if seeds == 1:
+        return None
+    return (
+        f"Accuracies of heads are means over {seeds} seeds, deviations those of seeds, in points; intervals hold the "
+        "sampling of images and of seeds. k-NN has no seed."
+    )
