@@ -44,6 +44,29 @@ def png_of_size(width, height):
     )
 
 
+def png(rows, bits, colour, before=(), transparent=None):
+    """Write a PNG of packed rows (bytes), so that depths Pillow does not write can be read."""
+    width = len(rows[0]) * 8 // bits // {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    parts = [chunk(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), bits, colour, 0, 0, 0)), *before]
+    parts += [chunk(b"tRNS", transparent)] if transparent else []
+    parts += [chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def tiff(rows, width, bits, white_is_zero):
+    """Write a grey TIFF of packed rows (bytes), little-endian."""
+    data = b"".join(rows)
+    tags = [(256, width), (257, len(rows)), (258, bits), (259, 1), (262, 0 if white_is_zero else 1)]
+    tags += [(273, 8 + 2 + 9 * 12 + 4), (277, 1), (278, len(rows)), (279, len(data))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\0\0\0\0" + data
+
+
+def twelve(levels):
+    """Pack levels of 12 bits, two in three bytes."""
+    return int("".join(f"{level:03x}" for level in levels), 16).to_bytes(len(levels) * 3 // 2, "big")
+
+
 def over_white(colour, alpha):
     weight = alpha.astype(float)[..., None] / 255
     return colour * weight + 255 * (1 - weight)
@@ -59,6 +82,19 @@ COLOURS = np.array([[10, 20, 30], [200, 100, 50], [0, 0, 0], [255, 255, 255]])[n
 SEE_THROUGH = np.where((np.arange(30).reshape(6, 5) % 4 == 1)[..., None], 255, COLOURS)
 OPAQUE = np.full((6, 5), 255, np.uint8)
 BITS = GREY > 127
+
+# Four levels of 2 bits, the third transparent; sixteen of 4 bits, the second; four palette entries of any opacity.
+TWO_BITS = png([bytes([0b00011011])], 2, 0, transparent=b"\0\2")
+FOUR_BITS = png([bytes([0x01, 0xEF])], 4, 0, transparent=b"\0\1")
+PALETTE = chunk(b"PLTE", bytes([10, 20, 30, 200, 100, 50, 0, 0, 0, 255, 255, 255]))
+ALPHAS = np.array([255, 128, 0, 255], np.uint8)
+SHADES = over_white(np.array([[[10, 20, 30], [200, 100, 50], [0, 0, 0], [255, 255, 255]]]), ALPHAS[None])
+GREYS = chunk(b"PLTE", bytes([10, 10, 10, 200, 200, 200, 0, 0, 0, 255, 255, 255]))
+COLOUR_16 = WIDE.reshape(2, 15).astype(">u2")
+PROFILE = chunk(b"iCCP", b"camera\0\0" + zlib.compress(bytes(3 * 2**20)))
+LONG_TEXT = chunk(b"zTXt", b"comment\0\0" + zlib.compress(b"x" * 3 * 2**20))
+PLAIN_TEXT = chunk(b"tEXt", b"comment\0" + b"x" * 3 * 2**20)
+GREY_ROWS = [row.tobytes() for row in GREY]
 
 # name: (file, expected pixels (height, width[, 3]), facts, tolerance in levels)
 GOOD = {
@@ -104,6 +140,64 @@ GOOD = {
         {"jpeg"},
         3,
     ),
+    "png 16 bit, one level transparent": (
+        file(WIDE, transparency=int(WIDE[2, 2])),
+        np.where(WIDE[2, 2] == WIDE, 255, np.rint(WIDE / 257)),
+        {"alpha"},
+        0,
+    ),
+    "png 2 bits, one level transparent": (TWO_BITS, np.array([[0, 85, 255, 255]]), {"alpha"}, 0),
+    "png 4 bits, one level transparent": (FOUR_BITS, np.array([[0, 255, 238, 255]]), {"alpha"}, 0),
+    "png 1 bit, black transparent": (
+        png([b"\x55"], 1, 0, transparent=b"\0\0"),
+        np.full((1, 8), 255),
+        {"alpha"},
+        0,
+    ),
+    **{
+        f"png palette of {bits} bits, partly transparent": (
+            png([data], bits, 3, [PALETTE], ALPHAS.tobytes()),
+            SHADES,
+            {"alpha"},
+            1,
+        )
+        for bits, data in ((2, b"\x1b"), (4, b"\x01\x23"), (8, b"\0\1\2\3"))
+    },
+    "png grey palette, partly transparent": (
+        png([b"\0\1\2\3"], 8, 3, [GREYS], ALPHAS.tobytes()),
+        over_white(np.array([[[10], [200], [0], [255]]]), ALPHAS[None])[..., 0],
+        {"alpha"},
+        1,
+    ),
+    "gif, one colour transparent": (
+        file(Image.open(io.BytesIO(palette())), "GIF", transparency=1),
+        SEE_THROUGH,
+        {"alpha"},
+        0,
+    ),
+    "png 16 bit colour": (
+        png([row.tobytes() for row in COLOUR_16], 16, 2),
+        COLOUR_16.reshape(2, 5, 3) >> 8,
+        {"cut"},
+        0,
+    ),
+    "tiff 16 bit, white is zero": (
+        tiff([row.astype("<u2").tobytes() for row in WIDE], 5, 16, True),
+        np.rint((65535.0 - WIDE) / 257),
+        set(),
+        0,
+    ),
+    "tiff 8 bit, white is zero": (tiff(GREY_ROWS, 5, 8, True), 255 - GREY, set(), 0),
+    "tiff 8 bit, black is zero": (tiff(GREY_ROWS, 5, 8, False), GREY, set(), 0),
+    "tiff 12 bit": (
+        tiff([twelve(row) for row in (WIDE[:, :4] >> 4).tolist()], 4, 12, False),
+        np.rint((WIDE[:, :4] >> 4) * (255 / 4095)),
+        set(),
+        0,
+    ),
+    "png with a colour profile of 3 MiB": (png(GREY_ROWS, 8, 0, [PROFILE]), GREY, set(), 0),
+    "png with a packed text of 3 MiB": (png(GREY_ROWS, 8, 0, [LONG_TEXT]), GREY, set(), 0),
+    "png with a text of 3 MiB": (png(GREY_ROWS, 8, 0, [PLAIN_TEXT]), GREY, set(), 0),
     "one pixel": (file(np.array([[7]], np.uint8)), np.array([[7]]), set(), 0),
     "wrong ending is no matter": (file(GREY, "BMP"), GREY, set(), 0),
 }
@@ -135,7 +229,14 @@ BAD = {
     "tiff float": (file(GREY.astype(np.float32), "TIFF"), "32-bit"),
     "tiff 32 bit": (file(WIDE.astype(np.int32), "TIFF"), "32-bit"),
     "tiff 32 bit, turned": (file(WIDE.astype(np.int32), "TIFF", exif=exif(6)), "32-bit"),
-    "png 16 bit, one level transparent": (file(WIDE, transparency=7), "transparent level"),
+    "png 16 bit colour, one transparent": (
+        png([row.tobytes() for row in COLOUR_16], 16, 2, transparent=COLOUR_16.tobytes()[:6]),
+        "16-bit colours one of which is transparent",
+    ),
+    "png with a text that unpacks to 128 MiB": (
+        png(GREY_ROWS, 8, 0, [chunk(b"zTXt", b"comment\0\0" + zlib.compress(bytes(2**27)))]),
+        "damaged or truncated .*too large",
+    ),
 }
 
 

@@ -5,7 +5,9 @@ reported as a fact, or refused. What no decoder can see stays: a flipped bit ins
 """
 
 import io
+import struct
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,14 +25,22 @@ from tdsm.data.config import Channels
 # Left out on purpose: formats whose decoder starts another program (EPS) or holds no single picture.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 2**26
+MAX_TEXT = 2**26  # bytes of one unpacked text or colour profile; Pillow's own limit is below what cameras write
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+WIDE = (0, 65535)  # the levels that are black and white in 16-bit grey
+# What Pillow's decoders raise on damaged input.
+DAMAGE = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(RuntimeError, AssertionError, struct.error, zlib.error),
+)
 MAX_LISTED = 20
 
 Encoded = bytes | Path | np.ndarray | None
 FACTS = {
     "alpha": "of the images had transparency and were composited over white",
     "cmyk": "of the images were CMYK and were converted to RGB without a colour profile",
+    "cut": "of the images held 16 bits a colour and were cut to 8, up to one level below rounding",
     "resized": "of the images were resized (shorter side scaled, centre kept)",
     "repeated": "of the images were grey and were repeated to three channels",
     "greyed": "of the images were in colour and were reduced to grey (luma)",
@@ -53,7 +63,7 @@ def decode_image(
 ) -> UInt8[Tensor, "channels height width"]:
     """Decode one image to uint8, upright, grey or RGB.
 
-    EXIF rotation is applied, 16-bit grey is scaled to 8 bits (v / 257, rounded), palettes are looked up, alpha that
+    EXIF rotation is applied, 12- and 16-bit grey is scaled to 8 bits and rounded, palettes are looked up, alpha that
     is opaque everywhere is dropped and other alpha is composited over white. `size` scales the shorter side and
     keeps the centre square.
 
@@ -130,51 +140,82 @@ def decode(source: Encoded, channels: Channels, size: int | None) -> Decoded:
     """Decode one image; raise `Refused` with the reason when it cannot be used."""
     facts: set[str] = set()
     with _strict_pillow():
-        try:
-            image = _grey_or_rgb(_open(source, facts), facts)
-        except (Refused, MemoryError):
-            raise
-        except Exception as error:  # Pillow's decoders raise a dozen unrelated types on damaged input
-            raise Refused(f"damaged or truncated ({type(error).__name__}: {error})") from error
+        image = _grey_or_rgb(_open(source, facts), facts)
     return Decoded(_pixels(image, channels, size, facts), frozenset(facts))
 
 
 @contextmanager
 def _strict_pillow() -> Iterator[None]:
-    """Refuse truncated files even where another library told Pillow to fill them up; keep warnings quiet."""
-    from PIL import ImageFile
+    """Refuse truncated files even where another library told Pillow to fill them up, read long texts, be quiet."""
+    from PIL import ImageFile, PngImagePlugin
 
-    is_lenient = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    wanted: list[tuple[Any, str, Any]] = [
+        (ImageFile, "LOAD_TRUNCATED_IMAGES", False),
+        (PngImagePlugin, "MAX_TEXT_CHUNK", MAX_TEXT),
+        (PngImagePlugin, "MAX_TEXT_MEMORY", 2 * MAX_TEXT),
+    ]
+    before = [getattr(module, name) for module, name, _ in wanted]
+    for module, name, value in wanted:
+        setattr(module, name, value)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = is_lenient
+        for (module, name, _), value in zip(wanted, before, strict=True):
+            setattr(module, name, value)
 
 
 def _open(source: Encoded, facts: set[str]) -> Any:
+    """Return the image in Pillow's form, upright, with its black and white levels in `info["levels"]` if not 8-bit."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(source, np.ndarray):
         return Image.fromarray(source)
+    data = _read(source)
     try:
-        image: Any = Image.open(io.BytesIO(_read(source)), formats=FORMATS)
+        image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
+        _refuse_unfit(image)
+        _state_levels(image, data, facts)
+        image.load()
+        return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
         raise Refused(f"not an image in a known format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise Refused(f"more than {MAX_PIXELS} pixels") from None
+    except DAMAGE as error:
+        raise Refused(f"damaged or truncated ({type(error).__name__}: {error})") from error
+
+
+def _refuse_unfit(image: Any) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise Refused(f"{image.width}×{image.height} pixels, more than {MAX_PIXELS}")
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise Refused(f"holds {image.n_frames} frames, expected a single picture")
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise Refused("holds 32-bit pixels of unknown range, expected 8 or 16 bits")
+
+
+def _state_levels(image: Any, data: bytes, facts: set[str]) -> None:
+    """Put right, or state, what Pillow leaves out about the levels a file is stored in. To be called before loading."""
     if image.format in ("JPEG", "MPO"):
         facts.add("jpeg")
-    image.load()
-    return ImageOps.exif_transpose(image)
+    bits = _stored_bits(image, data)
+    if image.format == "TIFF" and image.mode.startswith("I;16"):
+        black_white = (0, 2**bits - 1)
+        image.info["levels"] = black_white[::-1] if image.tag_v2.get(262) == 0 else black_white  # white is zero
+    elif bits > 8 and not image.mode.startswith("I"):
+        if "transparency" in image.info:
+            raise Refused("holds 16-bit colours one of which is transparent, expected no transparency")
+        facts.add("cut")
+    if image.mode == "L" and bits in (2, 4) and "transparency" in image.info:
+        image.info["transparency"] *= 255 // (2**bits - 1)  # named as stored, whereas pixels are scaled to 0..255
+
+
+def _stored_bits(image: Any, data: bytes) -> int:
+    if image.format == "PNG" and data[12:16] == b"IHDR":
+        return data[24]
+    return max(image.tag_v2.get(258, (1,))) if image.format == "TIFF" else 8
 
 
 def _read(source: Encoded) -> bytes:
@@ -195,7 +236,7 @@ def _grey_or_rgb(image: Any, facts: set[str]) -> Any:
 
     mode = "L" if image.mode in GREY_MODES or _is_grey_palette(image) else "RGB"
     if image.mode.startswith("I"):
-        return _eight_bits(image)
+        return _eight_bits(image, facts)
     if image.mode == "CMYK":
         facts.add("cmyk")
     if image.mode in ALPHA_MODES or "transparency" in image.info:
@@ -214,12 +255,15 @@ def _is_grey_palette(image: Any) -> bool:
     return red == green == blue
 
 
-def _eight_bits(image: Any) -> Any:
+def _eight_bits(image: Any, facts: set[str]) -> Any:
     from PIL import Image
 
-    if "transparency" in image.info:
-        raise Refused("holds 16-bit grey with a transparent level, expected no transparency")
-    return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    black, white = image.info.get("levels", WIDE)
+    stored = np.asarray(image).astype(np.int32)
+    pixels = (abs(stored - black) * 255 + abs(white - black) // 2) // abs(white - black)
+    if (is_clear := stored == image.info.get("transparency")).any():
+        facts.add("alpha")
+    return Image.fromarray(np.where(is_clear, 255, pixels).astype(np.uint8))
 
 
 def _pixels(image: Any, channels: Channels, size: int | None, facts: set[str]) -> np.ndarray:
