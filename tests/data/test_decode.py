@@ -333,13 +333,24 @@ def test_mixed_sizes_are_refused_unless_resized():
     named = [("a", GREY), ("b", GREY[:4]), ("c", GREY)]
     with pytest.raises(DataError, match=r"6×5 \(2, such as a\), 4×5 \(1, such as b\).*image_size"):
         decode_many(named, "auto", None)
-    pixels, facts = decode_many(named, "auto", 4)
-    assert pixels.shape == (3, 1, 4, 4)
-    assert facts["resized"] == 3
+    batch = decode_many(named, "auto", 4)
+    assert batch.pixels.shape == (3, 1, 4, 4)
+    assert batch.facts["resized"] == 3
 
 
 def test_grey_among_colour_is_repeated_and_counted():
-    pixels, facts = decode_many([("a", GREY), ("b", RGB)], "auto", None)
-    assert pixels.shape == (2, 3, 6, 5)
-    assert (pixels[0] == GREY).all()
-    assert facts["repeated"] == 1
+    batch = decode_many([("a", GREY), ("b", RGB)], "auto", None)
+    assert batch.pixels.shape == (2, 3, 6, 5)
+    assert (batch.pixels[0] == GREY).all()
+    assert batch.facts["repeated"] == 1
+
+
+def test_bad_images_are_left_out_and_listed_if_asked():
+    named = [("a", GREY), ("b", b""), ("c", GREY // 2), ("d", b"no picture")]
+    batch = decode_many(named, "auto", None, skip_bad=True)
+    assert batch.read.tolist() == [0, 2]
+    assert (batch.pixels[1, 0] == GREY // 2).all()
+    assert [name for name, _ in batch.bad] == ["b", "d"]
+    assert batch.bad[0] == ("b", "is empty (0 bytes)")
+    with pytest.raises(DataError, match="2 images cannot be used"):
+        decode_many(named[1::2], "auto", None, skip_bad=True)

@@ -3,10 +3,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdsm.base.errors import DataError
+from tdsm.base.errors import DataError, UsageError
 from tdsm.base.randomness import generator
 from tdsm.data import DataConfig
-from tdsm.data.splits import partition, random_rows, stratified_holdout
+from tdsm.data.splits import absent_classes, partition, random_rows, stratified_holdout
 
 COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=12)
 FRACTIONS = st.floats(0.01, 0.89)
@@ -68,24 +68,55 @@ def test_parts_of_one_split_never_overlap(counts, seed, limit):
     rows = torch.cat([part.rows for part in parts.values()])
     assert len(rows.unique()) == len(rows)
     assert {part.split for part in parts.values()} == {"train"}
-    assert "no test split" in notes[0]
+    assert "the source has no test split" in notes[0]
     if limit:
         assert len(parts["train"].rows) + len(parts["validation"].rows) <= limit
 
 
-def test_own_test_split_is_used_whole_and_validation_comes_from_train():
-    parts, notes = split({"train": labels_of([50, 50]), "validation": labels_of([5, 5]), "test": labels_of([7, 3])})
-    assert parts["test"].split == "test"
-    assert len(parts["test"].rows) == 10
+def test_own_test_split_is_used_whole_and_missing_validation_comes_from_train():
+    parts, notes = split({"train": labels_of([50, 50]), "test": labels_of([7, 3])})
+    assert (parts["test"].split, len(parts["test"].rows)) == ("test", 10)
+    assert (parts["validation"].split, len(parts["validation"].rows)) == ("train", 10)
+    assert notes == ["Train is 'train'; validation is 10% of 'train', drawn by seed 0; test is 'test'."]
+
+
+def test_splits_that_are_there_are_kept():
+    parts, notes = split({"Train": labels_of([50, 50]), "dev": labels_of([5, 5]), "Testing": labels_of([7, 3])})
+    assert {role: (part.split, len(part.rows)) for role, part in parts.items()} == {
+        "train": ("Train", 100),
+        "validation": ("dev", 10),
+        "test": ("Testing", 10),
+    }
+    assert notes == ["Train is 'Train'; validation is 'dev'; test is 'Testing'."]
+
+
+def test_a_validation_split_never_becomes_the_test_set_unasked():
+    labels = {"train": labels_of([50, 50]), "val": labels_of([5, 5])}
+    parts, notes = split(labels)
+    assert parts["validation"].split == "val"
+    assert (parts["test"].split, len(parts["test"].rows), len(parts["train"].rows)) == ("train", 20, 80)
+    assert notes == [
+        "Train is 'train'; validation is 'val'; test is 20% of 'train', held out by seed 0, since the source has no "
+        "test split."
+    ]
+    parts, notes = split(labels, test_split="val")
+    assert parts["test"].split == "val"
     assert parts["validation"].split == "train"
-    assert len(parts["validation"].rows) == 10
-    assert "validation split is not used" in notes[0]
+    assert notes == ["Train is 'train'; validation is 10% of 'train', drawn by seed 0; test is 'val'."]
+    with pytest.raises(UsageError, match="test_split 'vla' is none of the splits: 'train', 'val'"):
+        split(labels, test_split="vla")
 
 
-def test_validation_split_stands_in_for_a_missing_test_split():
-    parts, notes = split({"train": labels_of([50, 50]), "validation": labels_of([5, 5])})
-    assert parts["test"].split == "validation"
-    assert "its validation split is the test set" in notes[0]
+def test_splits_of_other_names_are_accounted_for():
+    labels = {"train": labels_of([50, 50]), "test": labels_of([5, 5]), "extra": labels_of([4, 4])}
+    assert "Split 'extra' (8 images) serves neither as train, validation nor test and is not used." in split(labels)[1]
+    labels["hidden"] = torch.full((7,), -1)
+    assert "Split 'hidden' (7 images) has no labels and is not used." in split(labels)[1]
+
+
+def test_images_without_labels_are_split():
+    parts, _ = partition({"train": torch.full((50,), -1)}, (), DataConfig(), 0)
+    assert [len(part.rows) for part in parts.values()] == [36, 4, 10]
 
 
 def test_the_test_set_does_not_depend_on_max_train():
@@ -94,8 +125,10 @@ def test_the_test_set_does_not_depend_on_max_train():
 
 
 def test_a_class_lost_by_chance_is_noted():
-    _, notes = split({"train": labels_of([40, 40, 2]), "test": labels_of([5, 5, 5])}, validation_fraction=0.05)
-    assert "The validation set has no image of 'class2'." in notes
+    labels = {"train": labels_of([40, 40, 2]), "test": labels_of([5, 5, 5])}
+    part = split(labels, validation_fraction=0.05)[0]["validation"]
+    lost = absent_classes("validation", labels["train"][part.rows], ("class0", "class1", "class2"))
+    assert lost == ["The validation set has no image of 'class2'."]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +136,9 @@ def test_a_class_lost_by_chance_is_noted():
     [
         ({"train": labels_of([])}, {}, "no empty one"),
         ({"train": labels_of([5, 5]), "test": labels_of([])}, {}, r"test \(0 images\)"),
-        ({"test": labels_of([5, 5])}, {}, "Expected a train split"),
+        ({"test": labels_of([5, 5]), "val": labels_of([5, 5])}, {}, "Expected one that is train"),
+        ({"train": labels_of([5, 5]), "val": labels_of([5, 5]), "dev": labels_of([5, 5])}, {}, "Both 'val' and 'dev'"),
+        ({}, {}, "none"),
         ({"train": labels_of([20])}, {}, "one class"),
         ({"train": labels_of([20, 20]), "test": labels_of([20])}, {}, "test split has no image of 'class1'"),
         ({"train": labels_of([20]), "test": labels_of([20, 20])}, {}, "train split has no image of 'class1'"),

@@ -1,55 +1,76 @@
-"""Images and labels in one .npz file, read without pickle."""
+"""Images and labels in one .npz file, under the names people give them."""
 
-import zipfile
+import re
 from pathlib import Path
 
 import numpy as np
 
 from tdsm.base.errors import DataError
 from tdsm.data.config import DataConfig
-from tdsm.data.source import Source, array_source
+from tdsm.data.names import split_name
+from tdsm.data.npz import read_npz
+from tdsm.data.source import Source, array_source, unlabelled
 
-ONE_SPLIT = {"images", "labels"}
-TWO_SPLITS = {"train_images", "train_labels", "test_images", "test_labels"}
+WHAT = {
+    **dict.fromkeys(("images", "image", "x", "data"), "images"),
+    **dict.fromkeys(("labels", "label", "y", "targets", "target"), "labels"),
+}
+EXPECTED = (
+    "images and labels; or SPLIT_images and SPLIT_labels with SPLIT train, val, test (MedMNIST); or x_SPLIT and "
+    "y_SPLIT (Keras); and nothing else"
+)
 
 
 def load_npz(where: str, config: DataConfig) -> Source:
-    """Load `images`, `labels`, or `train_images`, `train_labels`, `test_images`, `test_labels`.
+    """Load `images` and `labels`, of one split or of several, such as `train_images` or `x_train`.
 
     Images are (samples, height, width) or (samples, height, width, 1 or 3), uint8, or floats in [0, 1] that are
-    rounded to 256 levels. Labels are integers or strings; the sorted distinct labels are the classes.
+    rounded to 256 levels. Labels are integers, whole floats, truth values or strings, (samples) or (samples, 1); the
+    sorted distinct labels are the classes. Without labels the images are without.
 
     Raises:
         DataError: If the file is damaged, holds objects, or other arrays than these.
     """
-    arrays = _read(Path(where))
-    if set(arrays) not in (ONE_SPLIT, TWO_SPLITS):
-        raise DataError(
-            f"{where}: holds {sorted(arrays)}, expected {sorted(ONE_SPLIT)} or {sorted(TWO_SPLITS)} and nothing else."
+    arrays = read_npz(Path(where))
+    named = {name: _meaning(name) for name in arrays}
+    if any(meaning is None for meaning in named.values()) or len(set(named.values())) < len(named):
+        raise DataError(f"{where}: holds {sorted(arrays)}, expected {EXPECTED}.")
+    parts = {meaning: name for name, meaning in named.items() if meaning}
+    splits = list(dict.fromkeys(split for split, _ in parts))
+    if alone := [split or "labels" for split in splits if (split, "images") not in parts]:
+        raise DataError(f"{where}: holds {sorted(arrays)}, no images for {alone}, expected {EXPECTED}.")
+    images, labels = {}, {}
+    for split in splits:
+        name, label = parts[split, "images"], parts.get((split, "labels"))
+        images[split or "train"] = pixels = _levels(arrays[name], f"{where}: {name}")
+        labels[split or "train"] = (
+            _labels(arrays[label], len(pixels), f"{where}: {label}") if label else unlabelled(len(pixels))
         )
-    prefixes = {"train": "train_", "test": "test_"} if set(arrays) == TWO_SPLITS else {"train": ""}
-    images = {split: _levels(arrays[f"{p}images"], f"{where}: {p}images") for split, p in prefixes.items()}
-    labels = {split: arrays[f"{p}labels"] for split, p in prefixes.items()}
-    for split, prefix in prefixes.items():
-        if labels[split].shape[:1] != images[split].shape[:1]:
-            raise DataError(
-                f"{where}: {len(images[split])} {prefix}images but {prefix}labels of shape {labels[split].shape}, "
-                "expected one label for each image."
-            )
     return array_source(images, labels)
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file.") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise DataError(
-            f"{path}: cannot be read as .npz ({error}). Expected np.savez of plain arrays; object arrays and pickles "
-            "are refused."
-        ) from error
+def _meaning(name: str) -> tuple[str, str] | None:
+    """Return (split, "images" or "labels"), the split "" if the name says none.
+
+    >>> _meaning("x_train"), _meaning("val_labels"), _meaning("images"), _meaning("weights")
+    (('train', 'images'), ('val', 'labels'), ('', 'images'), None)
+    """
+    words = re.split(r"[_-]", name.lower())
+    what = [WHAT[word] for word in words if word in WHAT]
+    split = [word for word in words if split_name(word).role]
+    return (split[0] if split else "", what[0]) if len(what) == 1 and len(words) == 1 + len(split) <= 2 else None
+
+
+def _labels(labels: np.ndarray, count: int, name: str) -> np.ndarray:
+    """Return one label an image."""
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if labels.shape != (count,):
+        raise DataError(f"{name} have shape {labels.shape} for {count} images, expected one label for each image.")
+    if labels.dtype.kind == "b":
+        return np.where(labels, "true", "false")
+    if labels.dtype.kind == "f" and len(labels) and (labels == np.round(labels)).all():
+        return labels.astype(np.int64)
+    return labels
 
 
 def _levels(images: np.ndarray, name: str) -> np.ndarray:

@@ -18,9 +18,19 @@ class DataConfig(Settings):
 
     source: str = Field(
         "digits",
-        description="Where the images come from: 'digits', 'toy', a folder of images or parquet files, an .npz file, "
-        "a Hugging Face data set id such as 'uoft-cs/cifar10', or KIND:WHERE, such as 'hub:uoft-cs/cifar10', "
-        "'parquet:PATH', 'folder:PATH', 'npz:PATH'.",
+        description="Where the images come from: 'digits', 'toy', a folder (of images, parquet, tar or idx files, or "
+        "saved by `datasets`), an .npz, .parquet or .tar file, a Hugging Face data set id such as 'uoft-cs/cifar10', "
+        "or KIND:WHERE, such as 'hub:uoft-cs/cifar10', 'parquet:PATH', 'folder:PATH', 'npz:PATH', 'tar:PATH', "
+        "'idx:PATH', 'disk:PATH'.",
+    )
+    config: str | None = Field(
+        None, description="Which config or fold of a source that holds several; without it they are listed."
+    )
+    revision: str | None = Field(
+        None, description="Commit, branch or tag of a hub data set. Without it the newest is taken; notes say which."
+    )
+    test_split: str | None = Field(
+        None, description="Name of the split that serves as test; without it, the one called so."
     )
     image_size: int | None = Field(
         None,
@@ -36,12 +46,25 @@ class DataConfig(Settings):
         gt=0,
         description="Keep a random subset of this many training images; validation is carved from these.",
     )
-    max_test: int | None = Field(None, gt=0, description="Keep a random subset of this many test images.")
-    validation_fraction: float = Field(
-        0.1, gt=0, lt=0.9, description="Share of the training images held out for validation, the same in each class."
+    max_test: int | None = Field(
+        None,
+        gt=0,
+        description="Keep a random subset of this many test images, and of the source's own validation images.",
     )
-    image_column: str | None = Field(None, description="Column of the images in a parquet or hub source.")
-    label_column: str | None = Field(None, description="Column of the labels in a parquet or hub source.")
+    validation_fraction: float = Field(
+        0.1,
+        gt=0,
+        lt=0.9,
+        description="Share of the training images held out for validation, the same in each class, "
+        "where the source has no validation split.",
+    )
+    image_column: str | None = Field(None, description="Column of the images in a table.")
+    label_column: str | None = Field(None, description="Column of the labels in a table, or their key in .json files.")
+    skip_bad: bool = Field(False, description="Leave out images that cannot be read, and list them, instead of ending.")
+    follow_links: bool = Field(False, description="Follow links that lead out of a folder of images.")
+    drop_duplicates: bool = Field(
+        False, description="Leave out of train what is in validation or test too, and of validation what is in test."
+    )
 
 
 class AugmentConfig(Settings):

@@ -83,19 +83,29 @@ def decode_image(
         return torch.from_numpy(decode(source, channels, size).pixels)
     except Refused as reason:
         raise DataError(
-            f"{_printable(name or (str(source) if isinstance(source, Path) else 'image'))}: {reason}."
+            f"{printable(name or (str(source) if isinstance(source, Path) else 'image'))}: {reason}."
         ) from None
 
 
+class Batch(NamedTuple):
+    """Pixels (samples, channels, height, width), positions of those that were read, counted facts, (name, reason)."""
+
+    pixels: np.ndarray
+    read: np.ndarray
+    facts: Counter[str]
+    bad: list[tuple[str, str]]
+
+
 def decode_many(
-    named: Iterable[tuple[str, Encoded]], channels: Channels, size: int | None
-) -> tuple[np.ndarray, Counter[str]]:
-    """Decode all images, or list all that cannot be: pixels (samples, channels, height, width) and counted facts."""
+    named: Iterable[tuple[str, Encoded]], channels: Channels, size: int | None, *, skip_bad: bool = False
+) -> Batch:
+    """Decode all images. All that cannot be are listed together in one error, or left out and returned as a list."""
     pixels: list[np.ndarray] = []
+    read: list[int] = []
     facts: Counter[str] = Counter()
     bad: list[tuple[str, str]] = []
     sizes: dict[tuple[int, ...], list[str]] = {}
-    for name, source in named:
+    for position, (name, source) in enumerate(named):
         try:
             image = decode(source, channels, size)
         except Refused as reason:
@@ -104,30 +114,34 @@ def decode_many(
         sizes.setdefault(image.pixels.shape[1:], []).append(name)
         if len(sizes) == 1:
             pixels.append(image.pixels)
+            read.append(position)
         facts.update(image.facts)
-    refuse_bad(bad)
+    if not skip_bad or not pixels:
+        refuse_bad(bad)
     _refuse_mixed_sizes(sizes)
     depth = max(len(image) for image in pixels)
     facts["repeated"] += sum(len(image) < depth for image in pixels)
-    return np.stack([np.broadcast_to(image, (depth, *image.shape[1:])) for image in pixels]), facts
+    stacked = np.stack([np.broadcast_to(image, (depth, *image.shape[1:])) for image in pixels])
+    return Batch(stacked, np.array(read), facts, bad)
 
 
 def refuse_bad(bad: list[tuple[str, str]]) -> None:
     """Raise one `DataError` for all bad images, given as (name, reason), if there are any."""
     if bad:
-        listed = "\n  ".join(f"{_printable(name)}: {reason}" for name, reason in bad[:MAX_LISTED])
+        listed = "\n  ".join(f"{printable(name)}: {reason}" for name, reason in bad[:MAX_LISTED])
         more = f"\n  and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
         raise DataError(f"{len(bad)} images cannot be used. Repair or remove them:\n  {listed}{more}")
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """Escape a name that would change the terminal."""
     return name if name.isprintable() else ascii(name)
 
 
 def _refuse_mixed_sizes(sizes: dict[tuple[int, ...], list[str]]) -> None:
     if len(sizes) > 1:
         seen = ", ".join(
-            f"{height}×{width} ({len(names)}, such as {_printable(names[0])})"
+            f"{height}×{width} ({len(names)}, such as {printable(names[0])})"
             for (height, width), names in list(sizes.items())[:5]
         )
         raise DataError(

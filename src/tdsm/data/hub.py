@@ -1,18 +1,17 @@
-"""A data set of the Hugging Face hub: from the local cache if it is there, else from the network."""
+"""A data set of the Hugging Face hub: a snapshot at one commit, read like any folder."""
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 from tdsm.base.errors import DataError
-from tdsm.data.columns import cells, find_columns, label_values
 from tdsm.data.config import DataConfig
-from tdsm.data.decode import Encoded
-from tdsm.data.source import Fetch, Source, encode_labels
+from tdsm.data.layout import FOLDERS, layout
+from tdsm.data.source import Source
+from tdsm.data.walk import walk
 
-TIMEOUT = 3.0  # seconds for the one request that tells whether the hub can be reached
-BATCH = 256
+TIMEOUT = 3.0  # seconds in which the hub must answer about a file
 WAYS_OUT = (
     "Download its parquet files elsewhere and pass parquet:FOLDER, or pass a folder of images as folder:ROOT "
     "(ROOT/train/CLASS/*.png), or arrays as npz:FILE."
@@ -20,90 +19,53 @@ WAYS_OUT = (
 
 
 def load_hub(where: str, config: DataConfig) -> Source:
-    """Load OWNER/NAME with its own splits; a single split of any name is train.
+    """Load OWNER/NAME: its files at `revision`, or the newest, from the cache or the network.
+
+    The files mean what they mean in a folder here: parquet, tar, idx or images. No code of the data set is run.
 
     Raises:
-        DataError: If it is neither cached nor reachable, or cannot be used.
+        DataError: If it is neither cached nor reachable, or holds nothing that can be read.
     """
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", where):
         raise DataError(f"{where!r} is no file or folder here, and no hub id (OWNER/NAME, such as 'uoft-cs/cifar10').")
-    with _quiet():
-        splits = dict(_cached(where) or _downloaded(where))
-    if len(splits) == 1:
-        splits = {"train": next(iter(splits.values()))}
-    splits = {split: table for split, table in splits.items() if split in ("train", "validation", "test")}
-    if "train" not in splits:
-        raise DataError(f"{where}: has no train split. {WAYS_OUT}")
-    columns = find_columns(splits["train"].features.arrow_schema, config, where)
-    tables = {split: dataset.with_format("arrow") for split, dataset in splits.items()}
-    values = {
-        split: label_values(t.data.column(columns.label), f"{where}: {columns.label}") for split, t in tables.items()
-    }
-    classes, labels = encode_labels(values, columns.classes)
-    fetch = {split: _fetch(table, split, columns.image) for split, table in tables.items()}
-    return Source(classes, labels, fetch, has_lossless_original=True)
+    snapshot = download(where, config.revision)
+    if (kind := layout(snapshot)) == "folder" and not (found := walk(snapshot, follow_links=True)).images:
+        raise DataError(
+            f"{where}: no images, parquet, tar or idx files at commit {snapshot.name}, but {found.listed()}. Many sets "
+            "have a parquet copy at revision refs/convert/parquet. No archive is unpacked and no script run."
+        )
+    source = FOLDERS[kind](str(snapshot), config.model_copy(update={"follow_links": True}))
+    return replace(source, notes=(f"Hub data set {where} at commit {snapshot.name}.", *source.notes))
 
 
-def _fetch(dataset: Any, split: str, column: str) -> Fetch:
-    def fetch(rows: Sequence[int]) -> Iterator[tuple[str, Encoded]]:
-        chosen = dataset.select_columns([column]).select(rows).iter(BATCH)
-        images = (image for table in chosen for image in cells(table, column, may_read_paths=True))
-        return zip((f"{split} row {row}" for row in rows), images, strict=True)
+def download(where: str, revision: str | None) -> Path:
+    """Return the folder of a data set's files at a commit, whose name the folder bears.
 
-    return fetch
-
-
-def _cached(where: str) -> Any:
-    """Return the data set from the cache without asking the network, or None."""
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    online = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = True
-    try:
-        return datasets.load_dataset(where)
-    except (OSError, ValueError, DatasetsError):
-        return None
-    finally:
-        datasets.config.HF_HUB_OFFLINE = online
-
-
-def _downloaded(where: str) -> Any:
-    """Download the data set, after one short request: `datasets` itself retries for half a minute."""
-    import datasets
-    from datasets.exceptions import DatasetsError
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError
+    Without a network the cached snapshot is taken.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        HfApi().dataset_info(where, timeout=TIMEOUT)
+        return Path(
+            huggingface_hub.snapshot_download(where, repo_type="dataset", revision=revision, etag_timeout=TIMEOUT)
+        )
     except RepositoryNotFoundError as error:
         raise DataError(
             f"{where}: no such file or folder here, no such data set on the hub, or it is private. "
             f"Check the name, or log in (hf auth login). {WAYS_OUT}"
         ) from error
-    except Exception as error:  # the HTTP library below differs between versions, and so do its errors
+    except RevisionNotFoundError as error:
+        raise DataError(f"{where}: has no revision {revision!r}. Give a commit, branch or tag (revision).") from error
+    except LocalEntryNotFoundError as error:
         raise DataError(
-            f"{where}: no such file or folder here, not in the Hugging Face cache, and the hub cannot be reached "
-            f"({type(error).__name__}). {WAYS_OUT}"
+            f"{where}: no such file or folder here, not in the Hugging Face cache, and the hub cannot be reached. "
+            f"{WAYS_OUT}"
         ) from error
-    try:
-        return datasets.load_dataset(where)
-    except (OSError, ValueError, DatasetsError) as error:
+    except (OSError, ValueError, *_network_errors()) as error:
         raise DataError(f"{where}: cannot be loaded from the hub ({error}). {WAYS_OUT}") from error
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep `datasets` from printing; the caller has its own progress."""
-    import datasets
-
-    had_bars, verbosity = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-        if had_bars:
-            datasets.enable_progress_bars()
+def _network_errors() -> tuple[type[Exception], ...]:
+    """Return what the HTTP library below raises, whichever huggingface_hub uses."""
+    return tuple(sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from tdsm.base.errors import UsageError
+from tdsm.base.errors import DataError, UsageError
 
 HASHED_AT_ONCE = 256  # images
 
@@ -22,7 +22,7 @@ class ImageSet:
 
     Pixels are reached by position, through `bytes` and `floats`. `ids` count the samples of a source split in the
     source's own order. Sets carved from one source split share that count, so an id says which picture it is,
-    whatever was drawn or left out.
+    whatever was drawn or left out. A set without labels has no classes and labels of -1.
 
     >>> images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
     >>> pets = ImageSet(images, torch.tensor([0, 1, 1]), torch.tensor([4, 7, 9]), ("cat", "dog"))
@@ -51,17 +51,25 @@ class ImageSet:
                     f"ImageSet: {name} are {values.dtype} of shape {tuple(values.shape)}, "
                     f"expected torch.int64 of shape ({len(self.images)},), one for each image."
                 )
-        if len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+        low, high = map(int, self.labels.aminmax()) if len(self) else (0, 0)
+        if self.has_labels and not 0 <= low <= high < len(self.classes):
             raise UsageError(
-                f"ImageSet: labels run from {int(self.labels.min())} to {int(self.labels.max())}, "
+                f"ImageSet: labels run from {low} to {high}, "
                 f"expected 0 to {len(self.classes) - 1}, since there are {len(self.classes)} classes."
             )
+        if not self.has_labels and not bool((self.labels == -1).all()):
+            raise UsageError("ImageSet: there are labels but no classes, expected labels of -1 or class names.")
         if len(self.ids.unique()) != len(self):
             raise UsageError("ImageSet: ids repeat, expected each sample once.")
 
     def __len__(self) -> int:
         """Count the samples."""
         return len(self.images)
+
+    @property
+    def has_labels(self) -> bool:
+        """Tell whether the images have labels."""
+        return bool(self.classes)
 
     @property
     def channels(self) -> int:
@@ -143,7 +151,8 @@ def _digest(start: "hashlib.blake2b", image: np.ndarray) -> bytes:
 class Data:
     """Hold what one run trains on, selects by and is scored on.
 
-    `notes` are plain sentences about what was done to the data; print them wherever numbers are shown.
+    `notes` are plain sentences about what was done to the data; print them wherever numbers are shown. `skipped` lists
+    (name, reason) of every image left out because it cannot be used.
     """
 
     train: ImageSet
@@ -151,3 +160,21 @@ class Data:
     test: ImageSet
     name: str
     notes: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def has_labels(self) -> bool:
+        """Tell whether the images have labels."""
+        return self.train.has_labels
+
+    def require_labels(self, what: str) -> None:
+        """Refuse images without labels for what cannot do without.
+
+        Raises:
+            DataError: If there are no labels.
+        """
+        if not self.has_labels:
+            raise DataError(
+                f"{what}: the images of {self.name} have no labels, expected a class for each image. Training a field "
+                "and analysing its parts need none; to classify, use a source with labels."
+            )

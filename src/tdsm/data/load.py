@@ -4,68 +4,96 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tdsm.base.errors import UsageError
+from tdsm.base.errors import DataError, UsageError
 from tdsm.data.arrays import load_npz
 from tdsm.data.config import DataConfig
-from tdsm.data.decode import FACTS, Encoded, decode_many
+from tdsm.data.decode import FACTS, Batch, Encoded, decode_many, printable
 from tdsm.data.digits import load_digits
-from tdsm.data.folder import load_folder
+from tdsm.data.duplicates import treat_duplicates
 from tdsm.data.hub import load_hub
 from tdsm.data.imageset import Data, ImageSet
-from tdsm.data.parquet import load_parquet
+from tdsm.data.layout import FOLDERS, layout
+from tdsm.data.saved import read_dataset
 from tdsm.data.source import Source
-from tdsm.data.splits import Part, partition
+from tdsm.data.splits import Part, absent_classes, partition
 from tdsm.data.toy import load_toy
 
 BUILT_IN = ("digits", "toy")
+SHOWN = 5  # skipped images in a note; all are in `Data.skipped`
+TABLES = ("parquet", "hub", "disk", "dataset")
+OPTIONS = {  # what only some sources can do, so that it is never set in vain
+    "image_column": TABLES,
+    "label_column": (*TABLES, "tar"),
+    "config": ("parquet", "hub", "tar", "idx"),
+    "revision": ("hub",),
+    "follow_links": ("folder",),
+}
 Progress = Callable[[Iterable, str], Iterable]
 
 SOURCES: dict[str, Callable[[str, DataConfig], Source]] = {
     "digits": load_digits,
     "toy": load_toy,
-    "folder": load_folder,
     "npz": load_npz,
-    "parquet": load_parquet,
+    **FOLDERS,
     "hub": load_hub,
 }
 JPEG_NOTE = "The images are JPEG encoded, slightly lossy: numbers are not those of the lossless original."
 
 
-def load_data(config: DataConfig, seed: int, progress: Progress | None = None) -> Data:
-    """Load the sets one run trains on, selects by and is scored on.
+def load_data(config: DataConfig, seed: int, progress: Progress | None = None, dataset: Any = None) -> Data:
+    """Load the sets one run trains on, selects by and is scored on, and say in notes what serves as each.
 
-    Test is the source's own test split; validation is carved from train by the seed, the same share of each class.
-    A source without a test split lends its validation split, or has a fifth of each class held out.
+    A source's own train, validation and test splits are kept. Validation it lacks is carved from train by the seed,
+    the same share of each class; a test split it lacks is a fifth of each class of train, held out by the seed.
 
     >>> data = load_data(DataConfig(source="digits"), seed=0)
-    >>> len(data.train), len(data.validation), len(data.test), data.train.images.shape[1:]
-    (1294, 144, 359, torch.Size([1, 8, 8]))
+    >>> len(data.train), len(data.validation), len(data.test), data.train.channels, data.train.size
+    (1294, 144, 359, 1, (8, 8))
 
     Args:
         config: The source and how to use it.
         seed: Decides every draw.
         progress: Wraps the decode loop, called with an iterable that has a length and a title.
+        dataset: A `Dataset` or `DatasetDict` of the package `datasets`, read instead of `config.source`.
 
     Raises:
         UsageError: If the source's name or an option cannot be used.
         DataError: If images, labels or splits cannot be used.
     """
-    kind, where = resolve(config.source)
-    if kind not in ("parquet", "hub") and (config.image_column or config.label_column):
-        raise UsageError(f"image_column and label_column are for parquet and hub sources; this one is {kind!r}.")
-    source = SOURCES[kind](where, config)
+    kind, where = resolve(config.source) if dataset is None else ("dataset", "")
+    _refuse_idle_options(kind, config)
+    source = SOURCES[kind](where, config) if dataset is None else read_dataset(dataset, config)
     parts, notes = partition(source.labels, source.classes, config, seed)
-    rows, images, facts = _decode_parts(source, parts, config, progress)
+    rows, images, batch = _decode_parts(source, parts, config, progress)
     sets = {name: _image_set(source, part, rows[part.split], images[part.split]) for name, part in parts.items()}
-    notes = [*source.notes, *notes, *_decode_notes(facts, source)]
-    return Data(
-        **sets, name=Path(where).name if kind in ("folder", "npz", "parquet") else where or kind, notes=tuple(notes)
-    )
+    sets, shared = treat_duplicates(sets, drop=config.drop_duplicates)
+    _refuse_empty(sets)
+    absent = [note for name, part in sets.items() for note in absent_classes(name, part.labels, part.classes)]
+    skipped = (*source.skipped, *batch.bad)
+    notes = [*source.notes, *notes, *_unlabelled_note(source), *absent, *_skipped_note(skipped)]
+    notes += [*shared, *_decode_notes(batch.facts, source)]
+    return Data(**sets, name=_name(kind, where), notes=tuple(notes), skipped=skipped)
+
+
+def _name(kind: str, where: str) -> str:
+    return where or kind if kind in (*BUILT_IN, "hub", "dataset") else Path(where).absolute().name
+
+
+def _refuse_idle_options(kind: str, config: DataConfig) -> None:
+    for option, kinds in OPTIONS.items():
+        if getattr(config, option) and kind not in kinds:
+            raise UsageError(f"{option} is for sources of {', '.join(kinds)}; this one is {kind!r}.")
+
+
+def _refuse_empty(sets: Mapping[str, ImageSet]) -> None:
+    if empty := [name for name, images in sets.items() if not len(images)]:
+        raise DataError(f"No image is left in {' and '.join(empty)}. Expected at least one in each set.")
 
 
 def resolve(source: str) -> tuple[str, str]:
@@ -82,47 +110,53 @@ def resolve(source: str) -> tuple[str, str]:
         return kind, where
     path = Path(source)
     if source and path.is_dir():
-        return ("parquet" if next(path.rglob("*.parquet"), None) else "folder"), source
-    if path.is_file() and path.suffix in (".npz", ".parquet"):
+        return layout(path), source
+    if path.is_file() and path.suffix in (".npz", ".parquet", ".tar"):
         return path.suffix[1:], source
     if "/" in source and not colon and not path.exists():
         return "hub", source
     near = difflib.get_close_matches(kind, SOURCES, n=1)
     raise UsageError(
-        f"source {source!r} is none of: a built-in set ({', '.join(BUILT_IN)}), a folder, an .npz or .parquet file, "
-        f"a hub id with a slash, or KIND:WHERE with KIND in {sorted(SOURCES)}."
+        f"source {source!r} is none of: a built-in set ({', '.join(BUILT_IN)}), a folder, an .npz, .parquet or .tar "
+        f"file, a hub id with a slash, or KIND:WHERE with KIND in {sorted(SOURCES)}."
         + (f" Perhaps you meant {near[0]!r}." if near else "")
     )
 
 
 def absolute_source(source: str) -> str:
-    """Name a source so that it is found from any folder: paths are made absolute, other names are left.
+    """Name a source so that it is found from any folder: KIND:/WHERE/IT/LIES for files; other names stay.
 
-    >>> absolute_source("digits"), absolute_source("hub:uoft-cs/cifar10")
-    ('digits', 'hub:uoft-cs/cifar10')
+    >>> absolute_source("digits"), absolute_source("uoft-cs/cifar10"), absolute_source("npz:/data/set.npz")
+    ('digits', 'uoft-cs/cifar10', 'npz:/data/set.npz')
+
+    Raises:
+        UsageError: If it is no known name, no path that exists, and no hub id.
     """
-    kind, colon, where = source.partition(":")
-    if colon and kind in SOURCES:
-        return f"{kind}:{Path(where).resolve()}" if where and Path(where).exists() else source
-    return str(Path(source).resolve()) if kind not in BUILT_IN and Path(source).exists() else source
+    kind, where = resolve(source)
+    return source if kind in (*BUILT_IN, "hub") else f"{kind}:{Path(where).absolute()}"
 
 
 def _decode_parts(
     source: Source, parts: Mapping[str, Part], config: DataConfig, progress: Progress | None
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Counter[str]]:
-    """Decode every kept image once, all splits in one loop, so that all bad files are listed together."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Batch]:
+    """Decode every kept image once, all splits in one loop, so that all bad files are listed together.
+
+    Returns:
+        Rows that were read and their pixels, for each split, and what else decoding says.
+    """
     rows: dict[str, Tensor] = {}
     for part in parts.values():
         rows[part.split] = torch.cat([rows.get(part.split, part.rows[:0]), part.rows]).sort().values
     steps: Iterable = range(sum(map(len, rows.values())))
     steps = progress(steps, "decode images") if progress else steps
-    named = _fetched(source, rows)
-    pixels, facts = decode_many(
-        (item for _, item in zip(steps, named, strict=True)), config.channels, config.image_size
-    )
-    bounds = np.cumsum([len(r) for r in rows.values()])[:-1]
-    images = dict(zip(rows, map(torch.from_numpy, np.split(pixels, bounds)), strict=True))
-    return rows, images, facts
+    named = (item for _, item in zip(steps, _fetched(source, rows), strict=True))
+    batch = decode_many(named, config.channels, config.image_size, skip_bad=config.skip_bad)
+    bounds = np.cumsum([len(r) for r in rows.values()])
+    read = np.split(batch.read, np.searchsorted(batch.read, bounds[:-1]))
+    starts = dict(zip(rows, [0, *bounds[:-1].tolist()], strict=True))
+    kept = {split: rows[split][torch.from_numpy(here - starts[split])] for split, here in zip(rows, read, strict=True)}
+    pixels = np.split(batch.pixels, np.cumsum([len(here) for here in read])[:-1])
+    return kept, dict(zip(rows, map(torch.from_numpy, pixels), strict=True)), batch
 
 
 def _fetched(source: Source, rows: Mapping[str, Tensor]) -> Iterator[tuple[str, Encoded]]:
@@ -131,8 +165,20 @@ def _fetched(source: Source, rows: Mapping[str, Tensor]) -> Iterator[tuple[str, 
 
 
 def _image_set(source: Source, part: Part, rows: Tensor, images: Tensor) -> ImageSet:
-    chosen = images[torch.searchsorted(rows, part.rows)]
-    return ImageSet(chosen, source.labels[part.split][part.rows], part.rows, source.classes)
+    ids = part.rows[torch.isin(part.rows, rows)]
+    return ImageSet(images[torch.searchsorted(rows, ids)], source.labels[part.split][ids], ids, source.classes)
+
+
+def _unlabelled_note(source: Source) -> list[str]:
+    return [] if source.classes else ["The images have no labels: a field can be trained and analysed, not classified."]
+
+
+def _skipped_note(skipped: tuple[tuple[str, str], ...]) -> list[str]:
+    if not skipped:
+        return []
+    listed = "; ".join(f"{printable(name)}: {reason}" for name, reason in skipped[:SHOWN])
+    more = f"; and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+    return [f"{len(skipped)} images cannot be used and were left out: {listed}{more}."]
 
 
 def _decode_notes(facts: Counter[str], source: Source) -> list[str]:

@@ -1,6 +1,5 @@
 """Parquet files in Hugging Face's layout, read in place: no cache, only the row groups that are needed."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,41 +7,43 @@ from typing import Any
 import numpy as np
 
 from tdsm.base.errors import DataError
-from tdsm.data.columns import Columns, cells, find_columns, label_values
+from tdsm.data.columns import Columns, cells, common_columns, find_columns, label_values
 from tdsm.data.config import DataConfig
 from tdsm.data.decode import Encoded
-from tdsm.data.source import SPLIT_WORDS, Fetch, Source, encode_labels, natural_key
+from tdsm.data.names import DEFAULT, choose_config, group_files
+from tdsm.data.source import Fetch, Source, encode_labels, unlabelled
 
 
 def load_parquet(where: str, config: DataConfig) -> Source:
     """Load a folder of parquet files, or one file.
 
-    A file belongs to the split its path names as a word (train-00000-of-00001.parquet, test/0000.parquet); files
-    that name none are train. Hidden files are ignored.
+    A file belongs to the split its path names (train-00000-of-00001.parquet, Test/0000.parquet, cifar-val.parquet),
+    else to one of its own name; where no path names a split all are train. Other words in a path are its config (or
+    fold), of which one is read (`config`). Hidden files are ignored.
 
     Raises:
-        DataError: If a file is damaged, columns are unclear or differ between files, or labels are out of range.
+        DataError: If a file is damaged or missing, columns are unclear or differ between files, or labels are out of
+            range.
+        UsageError: If there are several configs and none was chosen.
     """
-    splits = _split_files(Path(where))
+    splits, notes = _split_files(Path(where), config)
     opened = {split: [_open(file) for file in files] for split, files in splits.items()}
-    columns = _common_columns([file for files in opened.values() for file in files], config, where)
-    values = {split: _labels(files, columns.label, where) for split, files in opened.items()}
-    classes, labels = encode_labels(values, columns.classes)
-    fetch = {split: _fetch(files, splits[split], columns.image) for split, files in opened.items()}
-    return Source(classes, labels, fetch, has_lossless_original=True)
+    columns = {id(file): find_columns(file.schema_arrow, config, where) for files in opened.values() for file in files}
+    common = common_columns(columns.values(), where)
+    values = {split: _labels([(file, columns[id(file)]) for file in files], where) for split, files in opened.items()}
+    classes, labels = encode_labels(values, common.classes)
+    fetch = {split: _fetch(files, splits[split], common.image) for split, files in opened.items()}
+    return Source(classes, labels, fetch, notes, has_lossless_original=True)
 
 
-def _split_files(path: Path) -> dict[str, list[Path]]:
+def _split_files(path: Path, config: DataConfig) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
     if path.is_file():
-        return {"train": [path]}
+        choose_config([DEFAULT], config.config, str(path))
+        return {"train": [path]}, ()
     found = [file for file in path.rglob("*.parquet") if not _is_hidden(file.relative_to(path))]
     if not found:
         raise DataError(f"{path}: no .parquet files here.")
-    splits: dict[str, list[Path]] = {}
-    for file in sorted(found, key=lambda file: natural_key(file.relative_to(path).as_posix())):
-        words = re.split(r"[^a-z]+", file.relative_to(path).as_posix().lower())
-        splits.setdefault(next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), "train"), []).append(file)
-    return splits
+    return group_files(found, path, config.config)
 
 
 def _is_hidden(path: Path) -> bool:
@@ -64,16 +65,19 @@ def _reading(file: Path, read: Callable[..., Any], *args: Any) -> Any:
         raise DataError(f"{file}: cannot be read as parquet ({error}). Copy it again.") from error
 
 
-def _common_columns(files: list[Any], config: DataConfig, where: str) -> Columns:
-    found = [find_columns(file.schema_arrow, config, where) for file in files]
-    if any(columns != found[0] for columns in found):
-        raise DataError(f"{where}: columns or class names differ between its files, expected the same in all.")
-    return found[0]
+def _labels(files: list[tuple[Any, Columns]], where: str) -> np.ndarray:
+    """Read the labels of a split's files one after the other."""
+    values = [_file_labels(file, columns.label, where) for file, columns in files]
+    if len({labels.dtype.kind in "OU" for labels in values}) > 1:
+        raise DataError(f"{where}: labels are integers in one file and strings in another, expected one kind.")
+    return np.concatenate(values)
 
 
-def _labels(files: list[Any], column: str, where: str) -> np.ndarray:
-    read = [_reading(Path(where), file.read, [column]) for file in files]
-    return np.concatenate([label_values(table.column(column), f"{where}: {column}") for table in read])
+def _file_labels(file: Any, label: str | None, where: str) -> np.ndarray:
+    if label is None:
+        return unlabelled(file.metadata.num_rows)
+    table = _reading(Path(where), file.read, [label])
+    return label_values(table.column(label), f"{where}: {label}")
 
 
 def _fetch(files: list[Any], paths: list[Path], column: str) -> Fetch:

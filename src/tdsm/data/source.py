@@ -1,6 +1,6 @@
 """What every loader returns: labels at once, images when they are asked for."""
 
-import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,14 +10,9 @@ from torch import Tensor
 
 from tdsm.base.errors import DataError
 from tdsm.data.decode import Encoded
+from tdsm.data.names import natural_key
 
-SPLIT_WORDS = {
-    "train": "train",
-    "test": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-}
+UNLABELLED = -1
 
 # Rows (ascending) -> a name for errors and the image, one by one: only what is kept is ever read.
 Fetch = Callable[[Sequence[int]], Iterator[tuple[str, Encoded]]]
@@ -25,23 +20,18 @@ Fetch = Callable[[Sequence[int]], Iterator[tuple[str, Encoded]]]
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Splits of a source, as far as it has them: "train", "validation", "test"."""
+    """Splits of a source by their own names, in its own order.
+
+    A split without labels has -1 for each sample; a source without any has no classes. `skipped` lists (name, reason)
+    of what was left out as unusable.
+    """
 
     classes: tuple[str, ...]
     labels: dict[str, Tensor]
     fetch: dict[str, Fetch]
     notes: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
     has_lossless_original: bool = False
-
-
-def natural_key(text: str) -> list[tuple[int, str]]:
-    """Sort numbers inside names by value.
-
-    >>> sorted(["img10", "img2", "img1"], key=natural_key)
-    ['img1', 'img2', 'img10']
-    """
-    pieces = [(int(piece) if piece.isdecimal() else -1, piece) for piece in re.split(r"([0-9]+)", text)]
-    return [*pieces, (-1, text)]
 
 
 def encode_labels(
@@ -49,39 +39,68 @@ def encode_labels(
 ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """Turn the labels of all splits into class names and int64 positions among them.
 
-    >>> encode_labels({"train": np.array(["dog", "cat", "dog"])})
-    (('cat', 'dog'), {'train': tensor([1, 0, 1])})
+    Names are compared as Unicode composes them (NFC), so that an accent is one however it was typed. A split all of
+    whose labels are -1 is without labels and stays so.
+
+    >>> encode_labels({"train": np.array(["dog", "cat", "dog"]), "test": np.array([-1])})
+    (('cat', 'dog'), {'train': tensor([1, 0, 1]), 'test': tensor([-1])})
 
     Args:
         values: Integers or strings, one a sample, for each split.
         names: Class names when `values` are already positions among them.
 
     Raises:
-        DataError: If labels are neither, negative (unlabelled) or beyond `names`.
+        DataError: If labels are neither, negative in part, or beyond `names`, or two names are the same.
     """
-    for split, labels in values.items():
-        if labels.ndim != 1 or labels.dtype.kind not in ("iuU" if names is None else "iu"):
-            raise DataError(
-                f"Labels of {split} are {labels.dtype} of shape {labels.shape}, "
-                "expected one integer or string for each image."
-            )
-        if labels.dtype.kind != "U" and (wrong := _out_of_range(labels, names)).any():
-            raise DataError(
-                f"{wrong.sum()} labels of {split} are out of range, the first {labels[wrong][0]} in row "
-                f"{wrong.argmax()}. Expected 0 to {'...' if names is None else len(names) - 1}; "
-                "-1 marks unlabelled images, which cannot be used."
-            )
+    labelled = {split: labels for split, labels in values.items() if not _is_unlabelled(labels)}
+    for split, labels in labelled.items():
+        _refuse_unfit(split, labels, names)
+    classes = tuple(map(_composed, names)) if names is not None else _distinct(labelled)
+    if repeated := sorted({name for name in classes if classes.count(name) > 1}):
+        raise DataError(f"Class names repeat: {', '.join(repeated[:5])}. Expected each class once.")
     if names is None:
-        present = {value for labels in values.values() for value in np.unique(labels).tolist()}
-        if len({type(value) for value in present}) > 1:
-            raise DataError("Labels are integers in one split and strings in another, expected one kind.")
-        ordered = sorted(present, key=lambda value: natural_key(str(value)))
-        position = {value: index for index, value in enumerate(ordered)}
-        values = {
-            split: np.array([position[v] for v in labels.tolist()], dtype=int) for split, labels in values.items()
-        }
-        names = [str(value) for value in ordered]
-    return tuple(names), {split: torch.from_numpy(labels.astype(np.int64)) for split, labels in values.items()}
+        labelled = {split: _positions(labels, classes) for split, labels in labelled.items()}
+    encoded = {split: labelled.get(split, labels).astype(np.int64) for split, labels in values.items()}
+    return classes if labelled else (), {split: torch.from_numpy(labels) for split, labels in encoded.items()}
+
+
+def unlabelled(count: int) -> np.ndarray:
+    """Return the labels of a split without labels."""
+    return np.full(count, UNLABELLED)
+
+
+def _is_unlabelled(labels: np.ndarray) -> bool:
+    return labels.ndim == 1 and labels.dtype.kind == "i" and len(labels) > 0 and bool((labels == UNLABELLED).all())
+
+
+def _composed(name: object) -> str:
+    return unicodedata.normalize("NFC", str(name))
+
+
+def _distinct(values: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    if len({labels.dtype.kind == "U" for labels in values.values()}) > 1:
+        raise DataError("Labels are integers in one split and strings in another, expected one kind.")
+    return tuple(sorted({_composed(v) for labels in values.values() for v in np.unique(labels)}, key=natural_key))
+
+
+def _positions(labels: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
+    position = {name: index for index, name in enumerate(classes)}
+    distinct, inverse = np.unique(labels, return_inverse=True)
+    return np.array([position[_composed(value)] for value in distinct], dtype=np.int64)[inverse]
+
+
+def _refuse_unfit(split: str, labels: np.ndarray, names: Sequence[str] | None) -> None:
+    if labels.ndim != 1 or labels.dtype.kind not in ("iuU" if names is None else "iu"):
+        raise DataError(
+            f"Labels of {split} are {labels.dtype} of shape {labels.shape}, "
+            "expected one integer or string for each image."
+        )
+    if labels.dtype.kind != "U" and (wrong := _out_of_range(labels, names)).any():
+        raise DataError(
+            f"{wrong.sum()} labels of {split} are out of range, the first {labels[wrong][0]} in row "
+            f"{wrong.argmax()}. Expected 0 to {'...' if names is None else len(names) - 1}; "
+            "-1 marks unlabelled images, which cannot be used among labelled ones."
+        )
 
 
 def _out_of_range(labels: np.ndarray, names: Sequence[str] | None) -> np.ndarray:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tdsm.base.errors import DataError
 from tdsm.base.randomness import generator
 from tdsm.data.config import DataConfig
+from tdsm.data.names import find_roles
 
 HELD_OUT_TEST = 0.2
 
@@ -61,58 +62,91 @@ def random_rows(rows: Int64[Tensor, "rows"], limit: int | None, draw: torch.Gene
 def partition(
     labels: Mapping[str, Int64[Tensor, "_"]], classes: tuple[str, ...], config: DataConfig, seed: int
 ) -> tuple[dict[str, Part], list[str]]:
-    """Choose the rows of train, validation and test, and say in words what was chosen.
+    """Choose the rows of train, validation and test, and say in words what serves as each.
+
+    A source's own split is kept: what its name calls train, validation or test serves as that, and is never pooled
+    with another. Missing validation is a share of train, missing test a fifth of it, both drawn by the seed, the same
+    share of each class. A validation split never becomes the test set unless `test_split` names it.
 
     Args:
-        labels: Labels of each source split; "train" must be there, "validation" and "test" may be.
-        classes: Class names, in label order.
-        config: Gives `max_train`, `max_test` and `validation_fraction`.
+        labels: Labels of each source split by its own name, all -1 where there are none.
+        classes: Class names, in label order; none for a source without labels.
+        config: Gives `max_train`, `max_test`, `validation_fraction` and `test_split`.
         seed: Decides every draw.
 
     Raises:
         DataError: If a split is empty or lacks a class, or too few samples are left to split.
+        UsageError: If `test_split` is none of the splits.
     """
-    notes: list[str] = []
-    rows, test = _own_test(labels, seed, notes)
-    train_labels = labels["train"]
-    _refuse_missing(train_labels, labels[test.split], classes)
+    used, notes = _usable(labels, classes)
+    roles = find_roles(used, config.test_split)
+    notes += [_unused(name, len(used[name])) for name in used if name not in roles.values()]
+    train = roles["train"]
+    rows, test, test_from = _test_part(used, roles, seed)
+    if classes:
+        _refuse_missing(used[train], used[test.split], classes)
     test = Part(test.split, random_rows(test.rows, config.max_test, generator(seed, "max_test")))
     rows = random_rows(rows, config.max_train, generator(seed, "max_train"))
-    if len(rows) < (num_classes := len(train_labels.unique())):
+    if len(rows) < (num_classes := len(used[train].unique())):
         raise DataError(f"{len(rows)} training images for {num_classes} classes. Use at least one a class (max_train).")
-    kept, held = stratified_holdout(train_labels[rows], config.validation_fraction, generator(seed, "validation"))
+    kept, validation, validation_from = _validation_part(used, roles, rows, config, seed)
+    notes.append(f"Train is {train!r}; validation is {validation_from}; test is {test_from}.")
+    return {"train": Part(train, kept), "validation": validation, "test": test}, notes
+
+
+def absent_classes(name: str, labels: Int64[Tensor, "samples"], classes: tuple[str, ...]) -> list[str]:
+    """Say in a note which classes a set has no image of."""
+    absent = set(range(len(classes))) - set(labels.tolist())
+    return [f"The {name} set has no image of {_listed(absent, classes)}."] if absent else []
+
+
+def _usable(labels: Mapping[str, Tensor], classes: tuple[str, ...]) -> tuple[dict[str, Tensor], list[str]]:
+    """Leave out splits without labels beside labelled ones, and say so."""
+    if not labels or any(not len(values) for values in labels.values()):
+        seen = ", ".join(f"{name} ({len(values)} images)" for name, values in labels.items()) or "none"
+        raise DataError(f"Splits seen: {seen}. Expected a train split, and no empty one.")
+    bare = [name for name, values in labels.items() if classes and int(values.max()) < 0]
+    notes = [f"Split {name!r} ({len(labels[name])} images) has no labels and is not used." for name in bare]
+    return {name: values for name, values in labels.items() if name not in bare}, notes
+
+
+def _unused(name: str, count: int) -> str:
+    return f"Split {name!r} ({count} images) serves neither as train, validation nor test and is not used."
+
+
+def _test_part(labels: Mapping[str, Tensor], roles: Mapping[str, str], seed: int) -> tuple[Tensor, Part, str]:
+    """Return the rows left of train; the test part, the source's own or held out; and where it is from."""
+    rows = torch.arange(len(labels[roles["train"]]))
+    if "test" in roles:
+        return rows, Part(roles["test"], torch.arange(len(labels[roles["test"]]))), repr(roles["test"])
+    kept, held = stratified_holdout(labels[roles["train"]].clamp(min=0), HELD_OUT_TEST, generator(seed, "test"))
+    if not len(held):
+        raise DataError(f"{len(rows)} images are too few to hold out {HELD_OUT_TEST:.0%} of each class as test.")
+    said = f"{_percent(HELD_OUT_TEST)} of {roles['train']!r}, held out by seed {seed}"
+    return kept, Part(roles["train"], held), f"{said}, since the source has no test split"
+
+
+def _validation_part(
+    labels: Mapping[str, Tensor], roles: Mapping[str, str], rows: Tensor, config: DataConfig, seed: int
+) -> tuple[Tensor, Part, str]:
+    """Return the rows left of train; the validation part, the source's own or carved; and where it is from."""
+    if "validation" in roles:
+        own = torch.arange(len(labels[roles["validation"]]))
+        chosen = random_rows(own, config.max_test, generator(seed, "max_validation"))
+        return rows, Part(roles["validation"], chosen), repr(roles["validation"])
+    train_labels = labels[roles["train"]][rows].clamp(min=0)
+    kept, held = stratified_holdout(train_labels, config.validation_fraction, generator(seed, "validation"))
     if not len(held):
         raise DataError(
             f"validation_fraction {config.validation_fraction} of {len(rows)} training images leaves no image to "
             "validate on. Raise validation_fraction or use more images."
         )
-    parts = {"train": Part("train", rows[kept]), "validation": Part("train", rows[held]), "test": test}
-    for name, part in parts.items():
-        notes += _absent(name, labels[part.split][part.rows], classes)
-    return parts, notes
+    said = f"{_percent(config.validation_fraction)} of {roles['train']!r}, drawn by seed {seed}"
+    return rows[kept], Part(roles["train"], rows[held]), said
 
 
-def _own_test(labels: Mapping[str, Tensor], seed: int, notes: list[str]) -> tuple[Tensor, Part]:
-    """Return the rows left of train, and the test part: the source's own, or held out."""
-    empty = [name for name, values in labels.items() if not len(values)]
-    if "train" not in labels or empty:
-        seen = ", ".join(f"{name} ({len(values)} images)" for name, values in labels.items()) or "none"
-        raise DataError(f"Splits seen: {seen}. Expected a train split, and no empty one.")
-    rows = torch.arange(len(labels["train"]))
-    if "test" in labels:
-        if "validation" in labels:
-            notes.append("The source's own validation split is not used; validation is carved from train.")
-        return rows, Part("test", torch.arange(len(labels["test"])))
-    if "validation" in labels:
-        notes.append("The source has no test split; its validation split is the test set.")
-        return rows, Part("validation", torch.arange(len(labels["validation"])))
-    kept, held = stratified_holdout(labels["train"], HELD_OUT_TEST, generator(seed, "test"))
-    if not len(held):
-        raise DataError(f"{len(rows)} images are too few to hold out {HELD_OUT_TEST:.0%} of each class as test.")
-    notes.append(
-        f"The source has no test split; {HELD_OUT_TEST:.0%} of each class were held out as test by seed {seed}."
-    )
-    return kept, Part("train", held)
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g}%"
 
 
 def _refuse_missing(train: Tensor, test: Tensor, classes: tuple[str, ...]) -> None:
@@ -125,11 +159,6 @@ def _refuse_missing(train: Tensor, test: Tensor, classes: tuple[str, ...]) -> No
                 f"The {name} split has no image of {_listed(missing, classes)}, which the {other} split has. "
                 "Expected each class in both; add images, or remove the class."
             )
-
-
-def _absent(name: str, labels: Tensor, classes: tuple[str, ...]) -> list[str]:
-    absent = set(range(len(classes))) - set(labels.tolist())
-    return [f"The {name} set has no image of {_listed(absent, classes)}."] if absent else []
 
 
 def _listed(labels: set[int], classes: tuple[str, ...]) -> str:
