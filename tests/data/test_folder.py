@@ -1,9 +1,10 @@
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
 import torch
-from tests.samples import assert_sound, fill, load, picture, write
+from tests.samples import assert_sound, fill, levels, load, picture, write
 
 from tdsm.base.errors import DataError
 
@@ -123,3 +124,186 @@ def test_unusable_folders_are_refused(tmp_path, make, message):
     make(tmp_path)
     with pytest.raises(DataError, match=message):
         load(tmp_path)
+
+
+# --- splits by their names ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Train", "Test"),
+        ("TRAIN", "TEST"),
+        ("Training", "Testing"),
+        ("seg_train", "seg_test"),
+        ("imagenet-train", "imagenet-test"),
+        ("train_set", "test_set"),
+        ("trainset", "testset"),
+        ("TrainImages", "TestImages"),
+        ("train2017", "test2017"),
+    ],
+)
+def test_splits_are_recognised(tmp_path, train, test):
+    fill(tmp_path, (train,))
+    fill(tmp_path, (test,), first=100, count=3)
+    data = load(tmp_path)
+    assert_sound(data)
+    assert data.train.classes == ("ant", "cat2", "cat10")
+    assert sorted(levels(data.test)) == sorted(100 + 10 * i + label for i in range(3) for label in range(3))
+    assert f"Train is '{train}'; validation is 10% of '{train}', drawn by seed 0; test is '{test}'." in data.notes
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "Validation", "dev"])
+def test_the_users_validation_split_is_kept(tmp_path, name):
+    fill(tmp_path, ("train",))
+    fill(tmp_path, (name,), first=100, count=2)
+    data = load(tmp_path)
+    assert min(levels(data.validation)) == 100
+    assert len(data.validation) == 6
+    assert max(levels(data.train) + levels(data.test)) < 100
+    assert f"validation is '{name}'; test is 20% of 'train', held out by seed 0" in "".join(data.notes)
+
+
+def test_splits_within_classes_are_kept(tmp_path):
+    for name, label in (("ant", 0), ("bee", 1)):
+        fill(tmp_path / name, ("train",), classes=("",), first=label)
+        fill(tmp_path / name, ("val",), classes=("",), first=100 + label, count=3)
+    data = load(tmp_path)
+    assert data.train.classes == ("ant", "bee")
+    assert sorted(levels(data.validation)) == [100, 101, 110, 111, 120, 121]
+    assert data.validation.labels.tolist() == [level % 2 for level in levels(data.validation)]
+    assert "Train is 'train'; validation is 'val'; test is 20% of 'train'" in "".join(data.notes)
+
+
+def test_archives_unpack_to_a_folder_of_its_own_name(tmp_path):
+    fill(tmp_path / "seg_train" / "seg_train")
+    fill(tmp_path / "seg_test" / "seg_test", first=100)
+    data = load(tmp_path)
+    assert data.train.classes == ("ant", "cat2", "cat10")
+    assert len(data.test) == 30
+
+
+def test_classes_whose_names_hold_a_split_are_classes(tmp_path):
+    fill(tmp_path, classes=("bullet_train", "steam_train", "test_tube", "dog"))
+    assert load(tmp_path).train.classes == ("bullet_train", "dog", "steam_train", "test_tube")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: fill(root, ("seg_train", "seg_test", "seg_pred")), r"\['seg_pred'\] are not"),
+        (lambda root: fill(root, ("train", "train_extra", "test")), r"\['train_extra'\] are not"),
+        (lambda root: fill(root, ("train", "more")), r"\['train'\] are splits by their names, \['more'\] are not"),
+        (lambda root: fill(root, ("train", "Training", "test")), "Both 'Training' and 'train' would be train"),
+        (lambda root: fill(root, ("val", "test")), "Expected one that is train"),
+        (lambda root: fill(root, ("a/train", "a/test", "b/train", "b/test")), r"in \['a', 'b'\]\. Pass one of these"),
+        (lambda root: (fill(root, ("ant", "bee"), ("train",)), fill(root, ("cow",), ("",))), "others do not"),
+        (lambda root: fill(root, ("ant", "bee"), ("train", "more")), "others do not"),
+    ],
+)
+def test_names_that_allow_two_readings_are_refused(tmp_path, make, message):
+    make(tmp_path)
+    with pytest.raises(DataError, match=message):
+        load(tmp_path)
+
+
+# --- what lies beside the images ------------------------------------------------------------------------------------
+
+
+def test_what_is_no_image_is_ignored_and_counted(tmp_path):
+    fill(tmp_path)
+    for name in ("__MACOSX/ant/._1.png", "ant/Thumbs.db", "ant/.DS_Store", "ant/a.txt", "cat2/b.XML", "labels.csv"):
+        write(tmp_path / name, b"")
+    data = load(tmp_path)
+    assert data.train.classes == ("ant", "cat2", "cat10")
+    assert data.notes[0] == (
+        "6 files that are no images were ignored: 1 .csv, 1 .txt, 1 .xml, 1 Thumbs.db, 1 __MACOSX, 1 hidden."
+    )
+
+
+def test_pictures_that_cannot_be_read_are_not_passed_over(tmp_path):
+    fill(tmp_path)
+    write(tmp_path / "ant" / "phone.heic", b"ftypheic")
+    with pytest.raises(DataError, match=r"ant/phone\.heic: not an image in a known format"):
+        load(tmp_path)
+
+
+def test_images_beside_the_classes_are_counted(tmp_path):
+    fill(tmp_path)
+    write(tmp_path / "cover.png", picture(0))
+    assert "1 images beside the class folders were ignored." in load(tmp_path).notes
+
+
+def test_bad_images_are_skipped_and_listed(tmp_path):
+    fill(tmp_path, ("train", "test"))
+    bad = [f"train/ant/bad{i}.png" for i in range(7)]
+    for name in bad:
+        write(tmp_path / name, b"no picture")
+    (tmp_path / "test" / "ant" / "gone.png").symlink_to(tmp_path / "nowhere")
+    data = load(tmp_path, skip_bad=True)
+    assert sorted(name for name, _ in data.skipped) == sorted([*bad, "test/ant/gone.png"])
+    assert dict(data.skipped)[bad[0]].startswith("not an image")
+    note = next(note for note in data.notes if "cannot be used" in note)
+    assert note.startswith("8 images cannot be used and were left out: test/ant/gone.png: not a file inside")
+    assert note.endswith("; and 3 more.")
+    assert sorted(levels(data.train) + levels(data.validation)) == sorted(
+        10 * i + k for i in range(10) for k in range(3)
+    )
+    assert len(data.test) == 30
+
+
+def test_nothing_left_is_refused(tmp_path):
+    fill(tmp_path, ("train", "test"))
+    for path in (tmp_path / "test").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="No image is left in test"):
+        load(tmp_path, skip_bad=True)
+
+
+def test_links_are_followed_if_asked(tmp_path):
+    root = tmp_path / "root"
+    fill(root, classes=("ant", "bee"))
+    write(tmp_path / "outside" / "1.png", picture(201))
+    write(tmp_path / "cow" / "2.png", picture(202))
+    (root / "ant" / "file.png").symlink_to(tmp_path / "outside" / "1.png")
+    (root / "ant" / "more").symlink_to(tmp_path / "cow")
+    with pytest.raises(DataError, match="2 images cannot be used"):
+        load(root)
+    data = load(root, follow_links=True)
+    assert {201, 202} <= {*levels(data.train), *levels(data.validation), *levels(data.test)}
+    (root / "ant" / "loop").symlink_to(root)
+    with pytest.raises(DataError, match="ant/loop: a link to a folder that is read already"):
+        load(root, follow_links=True)
+    assert len(load(root, follow_links=True, skip_bad=True).skipped) == 1
+
+
+# --- labels ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("splits", [("",), ("train", "test")])
+def test_images_without_classes_are_read_without_labels(tmp_path, splits):
+    fill(tmp_path, splits, classes=("",), count=20)
+    data = load(tmp_path)
+    assert not data.has_labels
+    assert data.train.classes == ()
+    assert data.train.labels.unique().tolist() == [-1]
+    assert "The images have no labels: a field can be trained and analysed, not classified." in data.notes
+    with pytest.raises(DataError, match=r"^classify: the images of .* have no labels"):
+        data.require_labels("classify")
+
+
+def test_a_test_split_without_labels_is_not_used(tmp_path):
+    fill(tmp_path, ("train",))
+    fill(tmp_path, ("test",), classes=("",), first=100)
+    data = load(tmp_path)
+    data.require_labels("classify")
+    assert "Split 'test' (10 images) has no labels and is not used." in data.notes
+    assert max(levels(data.test)) < 100
+
+
+def test_class_names_are_equal_however_their_accents_are_typed(tmp_path):
+    fill(tmp_path, ("train",), classes=(unicodedata.normalize("NFC", "café"), "日本"))
+    fill(tmp_path, ("test",), classes=(unicodedata.normalize("NFD", "café"), "日本"), first=100)
+    data = load(tmp_path)
+    assert data.train.classes == ("café", "日本")
+    assert data.test.labels.bincount().tolist() == [10, 10]

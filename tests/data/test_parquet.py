@@ -1,6 +1,8 @@
+import unicodedata
+
 import pytest
 import torch
-from tests.samples import PETS, assert_sound, load, pets, picture, save, table, write
+from tests.samples import PETS, assert_sound, levels, load, pets, picture, save, table, write
 
 from tdsm.base.errors import DataError, UsageError
 from tdsm.data.load import JPEG_NOTE
@@ -104,3 +106,144 @@ def test_damaged_parquet_is_refused(tmp_path, cut):
     write(tmp_path / "set.parquet", whole[:cut])
     with pytest.raises(DataError, match=r"set\.parquet: cannot be read as parquet"):
         load(tmp_path)
+
+
+# --- configs, folds and splits by their names ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (("plain/train.parquet", "noisy/train.parquet"), "noisy, plain"),
+        (("fold0/train.parquet", "fold1/train.parquet", "fold1/test.parquet"), "fold0, fold1"),
+        (("train_fold0.parquet", "train_fold1.parquet"), "fold0, fold1"),
+        (("pets-train.parquet", "cars-train.parquet"), "cars, pets"),
+    ],
+)
+def test_configs_and_folds_are_a_choice(tmp_path, paths, names):
+    for number, path in enumerate(paths):
+        save(tmp_path / path, pets(40 * number, 40))
+    with pytest.raises(UsageError, match=f"holds 2 configs or folds, which may share images: {names}"):
+        load(tmp_path)
+    last = names.split(", ")[1]
+    data = load(tmp_path, config=last)
+    assert f"Config '{last}' was chosen of {names}." in data.notes
+    with pytest.raises(UsageError, match="has no config 'other'"):
+        load(tmp_path, config="other")
+
+
+@pytest.mark.parametrize(
+    ("train", "other", "role"),
+    [
+        ("training", "testing", "test"),
+        ("Train", "Test", "test"),
+        ("train", "dev", "validation"),
+        ("train", "valid", "validation"),
+        ("pets-train", "pets-val", "validation"),
+    ],
+)
+def test_splits_are_recognised(tmp_path, train, other, role):
+    save(tmp_path / f"{train}.parquet", pets(0, 40))
+    save(tmp_path / f"{other}.parquet", pets(100, 10))
+    data = load(tmp_path)
+    assert levels(getattr(data, role)) == list(range(100, 110))
+    assert max(levels(data.train)) < 40
+
+
+def test_other_splits_are_accounted_for(tmp_path):
+    for number, name in enumerate(("train", "test", "extra")):
+        save(tmp_path / f"{name}-00000-of-00001.parquet", pets(50 * number, 40))
+    data = load(tmp_path)
+    assert "Split 'extra' (40 images) serves neither as train, validation nor test and is not used." in data.notes
+    assert max(levels(data.train) + levels(data.validation)) < 40
+    (tmp_path / "train-00000-of-00001.parquet").unlink()
+    with pytest.raises(DataError, match="Expected one that is train"):
+        load(tmp_path)
+
+
+def test_a_test_split_with_hidden_labels_is_not_used(tmp_path):
+    save(tmp_path / "train.parquet", pets(0, 40))
+    save(tmp_path / "test.parquet", table([picture(200)] * 5, [-1] * 5, PETS))
+    assert "Split 'test' (5 images) has no labels and is not used." in load(tmp_path).notes
+    save(tmp_path / "test.parquet", table([picture(200)] * 5, None))
+    assert "Split 'test' (5 images) has no labels and is not used." in load(tmp_path).notes
+
+
+def test_a_missing_file_is_noticed(tmp_path):
+    save(tmp_path / "train-00001-of-00002.parquet", pets(0, 40))
+    with pytest.raises(DataError, match="1 of 2 files are here"):
+        load(tmp_path)
+
+
+# --- label columns ---------------------------------------------------------------------------------------------------
+
+
+def label_columns():
+    import pyarrow as pa
+
+    words = ["cat", "dog"] * 20
+    return {
+        "string": (pa.array(words), ("cat", "dog")),
+        "string_view": (pa.array(words).cast(pa.string_view()), ("cat", "dog")),
+        "large_string": (pa.array(words, pa.large_string()), ("cat", "dog")),
+        "dictionary": (pa.array(words).dictionary_encode(), ("cat", "dog")),
+        "dictionary of integers": (pa.array([7, 3] * 20).dictionary_encode(), ("3", "7")),
+        "bool": (pa.array([False, True] * 20), ("false", "true")),
+        "whole floats": (pa.array([0.0, 1.0] * 20), ("0", "1")),
+        "list of one": (pa.array([[0], [1]] * 20), ("0", "1")),
+        "fixed list of one": (pa.array([["cat"], ["dog"]] * 20, pa.list_(pa.string(), 1)), ("cat", "dog")),
+        "names of 300 characters": (pa.array(["x" * 300, "日本"] * 20), ("x" * 300, "日本")),
+        "two ways to type an accent": (pa.array(["caf\u00e9", "cafe\u0301", "tea", "tea"] * 10), ("caf\u00e9", "tea")),
+    }
+
+
+@pytest.mark.parametrize("kind", label_columns())
+def test_kinds_of_label_columns(tmp_path, kind):
+    labels, classes = label_columns()[kind]
+    save(tmp_path / "set.parquet", table([picture(i) for i in range(40)], labels))
+    data = load(tmp_path)
+    assert data.train.classes == classes
+    shown = [data.train.classes[label] for label in data.train.labels.tolist()]
+    order = dict(zip(range(40), labels.to_pylist(), strict=True))
+    said = [order[i][0] if isinstance(order[i], list) else order[i] for i in data.train.ids.tolist()]
+    spelt = [unicodedata.normalize("NFC", str(int(v) if isinstance(v, float) else v)) for v in said]
+    assert shown == [text.lower() if kind == "bool" else text for text in spelt]
+
+
+def test_a_list_of_class_labels(tmp_path):
+    features = {"img": {"_type": "Image"}, "label": {"_type": "Sequence", "feature": PETS["label"]}}
+    save(tmp_path / "set.parquet", table([picture(i) for i in range(40)], [[0], [1]] * 20, features))
+    assert load(tmp_path).train.classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[0], [1, 0]] * 20, r"label: row 1 holds \[1, 0\], expected a list of one label \(20 such rows\)"),
+        ([[0], []] * 20, r"row 1 holds \[\], expected a list of one label"),
+        ([0.0, float("nan")] * 20, "row 1 holds nan, expected a whole number"),
+        ([[0], [None]] * 20, "20 labels are missing"),
+    ],
+)
+def test_labels_that_are_no_class_are_named(tmp_path, labels, message):
+    save(tmp_path / "set.parquet", table([picture(i) for i in range(40)], labels))
+    with pytest.raises(DataError, match=message):
+        load(tmp_path)
+
+
+def test_a_table_without_labels(tmp_path):
+    save(tmp_path / "set.parquet", table([picture(i) for i in range(40)], None))
+    data = load(tmp_path)
+    assert not data.has_labels
+    assert sorted(levels(data.train) + levels(data.validation) + levels(data.test)) == list(range(40))
+
+
+def test_bad_cells_are_skipped_if_asked(tmp_path):
+    images = [picture(i) for i in range(40)]
+    images[3], images[8] = b"damaged", None
+    save(tmp_path / "set.parquet", table(images, [i % 2 for i in range(40)], PETS))
+    data = load(tmp_path, skip_bad=True)
+    assert sorted(name for name, _ in data.skipped) == ["set.parquet row 3", "set.parquet row 8"]
+    ids = torch.cat([data.train.ids, data.validation.ids, data.test.ids]).tolist()
+    assert sorted(ids) == [i for i in range(40) if i not in (3, 8)]
+    assert levels(data.train) == data.train.ids.tolist()

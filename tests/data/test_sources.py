@@ -9,7 +9,7 @@ from tests.samples import assert_sound, load, write
 
 from tdsm.base.errors import DataError, UsageError
 from tdsm.data import SOURCES, DataConfig, decode_image, load_data
-from tdsm.data.load import JPEG_NOTE, resolve
+from tdsm.data.load import JPEG_NOTE, absolute_source, resolve
 from tdsm.data.names import natural_key
 from tdsm.data.toy import toy_scenes
 
@@ -174,3 +174,23 @@ def test_cifar10():
 def test_missing_paths_are_named(kind):
     with pytest.raises(DataError, match="no-such-place"):
         load(f"{kind}:no-such-place")
+
+
+def test_a_source_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "set.npz", b"")
+    write(tmp_path / "a" / "b" / "train.parquet", b"")
+    assert absolute_source("set.npz") == f"npz:{tmp_path}/set.npz"
+    assert absolute_source("folder:x") == f"folder:{tmp_path}/x"
+    assert absolute_source("a/b") == f"parquet:{tmp_path}/a/b"
+    assert absolute_source(absolute_source("a/b")) == absolute_source("a/b")
+    for name in ("digits", "toy", "uoft-cs/cifar10", "hub:uoft-cs/cifar10"):
+        assert absolute_source(name) == name
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("config", "x"), ("revision", "x"), ("follow_links", True), ("label_column", "x")]
+)
+def test_options_are_never_set_in_vain(option, value):
+    with pytest.raises(UsageError, match=f"{option} is for sources of .*; this one is 'digits'"):
+        load("digits", **{option: value})
