@@ -111,6 +111,7 @@ def test_keras(tmp_path):
     [
         (TWO.astype(np.float32), ("0", "1")),
         (TWO.astype(bool), ("false", "true")),
+        (np.array([b"bee", b"ant"])[TWO], ("ant", "bee")),
         (np.array(["x" * 300 + "a", "日本"])[TWO], ("x" * 300 + "a", "日本")),
         (np.array(["cafe\u0301", "caf\u00e9", "tea"])[np.arange(40) % 3], ("caf\u00e9", "tea")),
     ],
@@ -134,8 +135,8 @@ def member(shape, dtype="|u1", data=b"", version=b"\x01\x00"):
     return b"\x93NUMPY" + version + struct.pack("<H", len(header)) + header + data
 
 
-def archive(path, members, packed=True):
-    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if packed else 0) as file:
+def archive(path, members, packing=zipfile.ZIP_DEFLATED):
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", packing) as file:
         warnings.simplefilter("ignore")  # repeated names
         for name, data in members:
             file.writestr(name, data)
@@ -189,13 +190,19 @@ HOSTILE = {
         lambda path: archive(path, [FINE] * 2 + [LABELS]),
         "'images.npy' 2 times",
     ),
+    "another packing": (
+        lambda path: archive(path, [FINE, LABELS], zipfile.ZIP_LZMA),
+        "packed in another way",
+    ),
     "another file": (lambda path: archive(path, [("../evil.py", b"x"), LABELS]), r"holds '\.\./evil\.py'"),
     "an unknown version": (
         lambda path: archive(path, [("images.npy", member((4,), data=bytes(4), version=b"\x09\x00")), LABELS]),
         "version",
     ),
     "a damaged byte": (
-        lambda path: write(path, archive(path, [LABELS], packed=False).read_bytes().replace(b"\0\1\0\1", b"\0\1\0\2")),
+        lambda path: write(
+            path, archive(path, [LABELS], zipfile.ZIP_STORED).read_bytes().replace(b"\0\1\0\1", b"\0\1\0\2")
+        ),
         "CRC",
     ),
 }

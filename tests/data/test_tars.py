@@ -111,6 +111,19 @@ def test_damaged_and_packed_tars_are_refused(tmp_path):
             load(tmp_path / "set.tar")
 
 
+def test_entries_that_go_backwards_end(tmp_path):
+    whole = bytearray(tar(tmp_path / "set.tar", samples(0, 40)).read_bytes())
+    for size in (-512, -1024, -(2**40)):
+        header = whole[512 * 4 : 512 * 5]
+        header[124:136] = b"\xff" + size.to_bytes(11, "big", signed=True)
+        header[148:156] = b" " * 8
+        header[148:156] = f"{sum(header):06o}\0 ".encode()
+        whole[512 * 4 : 512 * 5] = header
+        write(tmp_path / "set.tar", bytes(whole))
+        with pytest.raises(DataError, match=r"set\.tar"):
+            load(tmp_path / "set.tar")
+
+
 def test_tars_beside_images_are_a_choice(tmp_path):
     tar(tmp_path / "set.tar", samples(0, 40))
     write(tmp_path / "ant" / "1.png", picture(0))

@@ -5,7 +5,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("tdsm", "torch", "numpy", "scikit-learn", "scipy", "einops", "safetensors", "datasets", "pillow")
+PACKAGES = ("tdsm", "torch", "numpy", "scikit-learn", "scipy", "einops", "safetensors", "pyarrow", "pillow")
 
 
 def describe_environment() -> dict:

@@ -66,6 +66,8 @@ def _labels(labels: np.ndarray, count: int, name: str) -> np.ndarray:
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.shape != (count,):
         raise DataError(f"{name} have shape {labels.shape} for {count} images, expected one label for each image.")
+    if labels.dtype.kind == "S":
+        return np.char.decode(labels, "utf-8", "backslashreplace")
     if labels.dtype.kind == "b":
         return np.where(labels, "true", "false")
     if labels.dtype.kind == "f" and len(labels) and (labels == np.round(labels)).all():

@@ -72,11 +72,16 @@ def arrange(found: Found, root: Path) -> tuple[dict[str, list[Image]], tuple[str
         sorted_out = {"train": _class_images(found, root, "")}
     loose = len(found.images) - sum(map(len, sorted_out.values()))
     notes = (f"{loose} images beside the class folders were ignored.",) if loose else ()
-    return {split: sorted(images, key=_order) for split, images in sorted_out.items()}, notes
+    return {split: _in_order(images) for split, images in sorted_out.items()}, notes
 
 
-def _order(image: Image) -> tuple:
-    return natural_key(image.label or ""), natural_key(image.path)
+def _in_order(images: list[Image]) -> list[Image]:
+    """Sort by class, then by path, numbers by value."""
+    classes: dict[str, list[Image]] = {}
+    for image in images:
+        classes.setdefault(image.label or "", []).append(image)
+    order = sorted(classes, key=natural_key)
+    return [image for name in order for image in sorted(classes[name], key=lambda image: natural_key(image.path))]
 
 
 def _distinct(names) -> list[str]:
@@ -134,8 +139,7 @@ def _splits_in_classes(inside: set[tuple[str, ...]], root: Path) -> list[str]:
 
 def _one_split(found: Found, split: str) -> list[Image]:
     """List the images of ROOT/CLASS/SPLIT/FILES."""
-    parts = [(path, path.split("/")) for path in found.images]
-    return [Image(path, names[0]) for path, names in parts if names[1] == split]
+    return [Image(path, names[0]) for path in found.images if (names := path.split("/"))[1] == split]
 
 
 def _class_images(found: Found, root: Path, folder: str) -> list[Image]:

@@ -13,7 +13,7 @@ from numpy.lib import format as npy
 
 from tdsm.base.errors import DataError
 
-KINDS = "biufU"
+KINDS = "biufSU"
 MAX_RATIO = 1032  # deflate packs no tighter
 PLAIN = "Expected np.savez of plain arrays; object arrays and pickles are refused."
 
@@ -49,6 +49,8 @@ def _refuse_impossible(path: Path, members: list[zipfile.ZipInfo]) -> None:
     if sum(info.compress_size for info in members) > os.path.getsize(path):
         raise DataError(f"{path}: its members overlap or are larger than the file. {PLAIN}")
     for info in members:
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(f"{path}: cannot be read as .npz: {info.filename} is packed in another way. {PLAIN}")
         if info.file_size > MAX_RATIO * (info.compress_size + 1):
             raise DataError(
                 f"{path}: {info.filename} says {info.file_size} bytes packed in {info.compress_size}, more than any "

@@ -102,10 +102,13 @@ def _with(sample: Sample, member: Member, ending: str, name: str, ignored: Count
 
 def _members(file: Path, number: int, ignored: Counter[str]) -> Iterator[tuple[str, Member]]:
     """Walk over the plain files of a tar; nothing is unpacked."""
-    size = os.path.getsize(file)
+    size, last = os.path.getsize(file), -1
     try:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
+                if member.size < 0 or member.offset <= last:  # would be read for ever
+                    raise DataError(f"{file}: its entries go backwards at {member.name!r}. Copy it again.")
+                last = member.offset
                 hidden = any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(member.name).parts)
                 if not member.isreg() or member.issparse() or hidden:
                     ignored["hidden" if hidden else "links or devices"] += not member.isdir()

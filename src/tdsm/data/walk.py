@@ -24,7 +24,7 @@ OTHER_PICTURES: tuple[str, ...] = (
     ".exr",
 )
 OTHER_PICTURES += (".hdr", ".dng", ".cr2", ".nef", ".arw", ".dcm")
-JUNK = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found")
+JUNK = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "$recycle.bin", "lost+found")
 NOT_INSIDE = "not a file inside the data folder (a link?)"
 
 
