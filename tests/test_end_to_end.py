@@ -7,6 +7,7 @@ import torch
 import tdsm
 from tdsm.base import io
 from tdsm.data import load_data
+from tdsm.features.store import read_shards
 from tests import tinyrun
 from tests.tinyrun import RESULTS, colour_arrays, content, demo, digits, tiny, write_yaml
 
@@ -24,11 +25,18 @@ def finished(tmp_path_factory):
 
 def test_a_demo_leaves_all_it_promises(finished):
     names = content(finished)
-    for file in ("config.json", "environment.json", "history.json", "quality.json", "table.md", "table.json"):
+    for file in (
+        "config.json",
+        "environment.json",
+        "field/curves.json",
+        "quality/quality.json",
+        "table.md",
+        "table.json",
+    ):
         assert file in names
     assert {"report.html", "field/config.json", "field/model.safetensors", "field/manifest.json"} <= names.keys()
     for row in tinyrun.ROWS:
-        assert {f"rows/{row}/choice.json", f"rows/{row}/manifest.json", f"results/{row}.json"} <= names.keys()
+        assert {f"rows/{row}/choice.json", f"rows/{row}/manifest.json", f"scores/{row}/score.json"} <= names.keys()
     pictures = sorted(name for name in names if name.endswith(".png"))
     assert len(pictures) >= 11
     assert all((finished / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
@@ -64,9 +72,12 @@ def test_stage_by_stage_is_the_same_as_in_one_go(tmp_path, capsys, finished):
         outputs.append(capsys.readouterr().out.strip())
     assert outputs == [str(path), "", str(path / "table.md"), str(path / "report.html")]
     assert table(path) == table(finished)
-    for patterns in (("results/*.safetensors",), ("field/*",), ("rows/*/model.safetensors",), ("features/**/*",)):
+    for patterns in (("scores/*/*.safetensors",), ("rows/*/*.safetensors",), ("field/*.s*",), ("features/**/*",)):
         assert content(path, *patterns) == content(finished, *patterns)
     assert content(path, *RESULTS).keys() == content(finished, *RESULTS).keys()
+
+
+SAME = ("field/model.safetensors", "field/config.json", "config.json", "data/*")
 
 
 def test_another_seed_gives_another_run(tmp_path, finished):
@@ -78,7 +89,7 @@ def test_another_seed_gives_another_run(tmp_path, finished):
 def test_a_run_can_be_started_again_from_its_config(tmp_path, finished):
     arguments = ("--config", finished / "config.json", "--run", tmp_path / "run")
     assert tinyrun.tdsm("train", *arguments) == 0
-    assert content(tmp_path / "run", "field/*", "config.json") == content(finished, "field/*", "config.json")
+    assert content(tmp_path / "run", *SAME) == content(finished, *SAME)
 
 
 def test_a_finished_run_is_a_field_to_python(finished):
@@ -86,7 +97,7 @@ def test_a_finished_run_is_a_field_to_python(finished):
     images = digits().test.floats([0, 1])
     with torch.no_grad():
         maps = tdsm.spatial_map(field, field.encode(images), size=(8, 8))
-    stored = io.read_tensors(finished / "features/trained/test/shard-00000.safetensors")["tdsm"][:2]
+    stored = read_shards(finished / "features/trained/test/tdsm", 60)[0][:2]
     torch.testing.assert_close(maps.half(), stored)
 
 
@@ -109,16 +120,17 @@ def test_colour_and_sides_that_differ_and_every_option(tmp_path, capsys):
     )
     assert tinyrun.tdsm("demo", "--config", config, "--run", path) == 0
     assert capsys.readouterr().out == f"{path}/report.html\n"
+    counts_of = {"train": 43, "train-view1": 43, "validation": 5, "test": 12}
     features = {
-        split: io.read_tensors(path / f"features/trained/{split}/shard-00000.safetensors")
-        for split in ("train", "train-view1", "validation", "test")
+        split: {name: read_shards(path / f"features/trained/{split}/{name}", count)[0] for name in ("tdsm", "pixels")}
+        for split, count in counts_of.items()
     }
     counts = {split: len(tensors["tdsm"]) for split, tensors in features.items()}
     assert counts["train"] == counts["train-view1"] > counts["validation"] > 0
     assert counts["train"] + counts["validation"] + counts["test"] == 60
     for tensors in features.values():
         assert tensors["tdsm"].shape[1:] == (6, 7, 2 * 3)  # every second of 4 tokens, 3 colours each
-        assert tensors["pixels"].shape[1:] == tensors["reconstruction"].shape[1:] == (12, 10, 3)
+        assert tensors["pixels"].shape[1:] == (12, 10, 3)
     data = load_data(tiny(data={"source": str(source)}).data, 0)
     for split in ("validation", "test"):
         assert torch.equal(features[split]["pixels"], getattr(data, split).floats().movedim(1, -1))

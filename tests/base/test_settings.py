@@ -13,10 +13,11 @@ from tdsm.decomposition.reduce import REDUCTIONS
 from tdsm.features.config import MapConfig
 from tdsm.models.config import FieldConfig
 from tdsm.pipeline.config import RunConfig
-from tdsm.study.config import ObjectiveStudyConfig, StudyConfig, TokenStudyConfig
+from tdsm.study.config import AnalysisConfig, ObjectiveStudyConfig, StudyConfig, TokenStudyConfig
 from tdsm.training.config import ObjectiveWeights, TrainConfig
 
 MODELS = [
+    AnalysisConfig,
     AugmentConfig,
     BenchConfig,
     DataConfig,

@@ -9,7 +9,7 @@ from tdsm.classification.config import HeadConfig, ProbeConfig
 from tdsm.classification.gates import GatedClassifier, TokenGate, learn_tokens
 from tdsm.classification.heads import make_head
 from tdsm.classification.probe import Samples, fit_head
-from tdsm.features.store import Rows
+from tdsm.features.store import FeatureRows
 from tdsm.study.tokens import draw
 
 HEAD, PROBE = HeadConfig(pool="avg"), ProbeConfig(epochs=24, batch_size=32, learning_rates=(1e-2,))
@@ -23,7 +23,7 @@ def labelled(count, seed, channels=1, tokens=12):
     maps = torch.randn(count, 3, 3, tokens, channels, generator=random)
     for carrier, label in zip(CARRIERS, range(3), strict=True):
         maps[..., carrier, -1] += 1.0 * (labels == label)[:, None, None]
-    return Samples(Rows([5 + 3 * maps.flatten(3)]), labels)
+    return Samples(FeatureRows([5 + 3 * maps.flatten(3)]), labels)
 
 
 @pytest.mark.parametrize("count", [1, 3, 11])
@@ -79,7 +79,7 @@ def test_a_head_on_learned_tokens_beats_one_on_random_tokens():
     train, validation = labelled(400, 1), labelled(100, 2)
 
     def accuracy(tokens, seed):
-        parts = [Samples(Rows([s.features.shards[0][..., tokens]]), s.labels) for s in (train, validation)]
+        parts = [Samples(FeatureRows([s.features.shards[0][..., tokens]]), s.labels) for s in (train, validation)]
         return fit_head(HEAD, *parts, 4, PROBE, seed, "cpu").accuracy
 
     for seed in range(2):

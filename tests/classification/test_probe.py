@@ -10,7 +10,7 @@ from tdsm.classification.config import HeadConfig, ProbeConfig
 from tdsm.classification.knn import knn_scores
 from tdsm.classification.probe import Samples, channel_statistics, fit_head, fit_knn, fit_seeds, predict, predict_knn
 from tdsm.features import store
-from tdsm.features.store import Rows
+from tdsm.features.store import FeatureRows
 
 PROBE = ProbeConfig(epochs=4, batch_size=16, learning_rates=(1e-1, 1e-4), weight_decays=(0.0, 0.1))
 
@@ -21,7 +21,7 @@ def make(count: int, seed: int, classes: int = 3, noise: float = 1.0) -> Samples
     labels = torch.arange(count) % classes
     centres = 3 * torch.randn(classes, 1, 1, 4, generator=torch.Generator().manual_seed(99))
     maps = centres[labels] + noise * torch.randn(count, 2, 3, 4, generator=random)
-    return Samples(Rows([5 + 10 * maps[: count // 2], 5 + 10 * maps[count // 2 :]]), labels)
+    return Samples(FeatureRows([5 + 10 * maps[: count // 2], 5 + 10 * maps[count // 2 :]]), labels)
 
 
 def everything(samples: Samples) -> torch.Tensor:
@@ -49,7 +49,9 @@ def test_statistics_are_those_of_all_samples_at_once(monkeypatch, memory, read):
 
 
 def test_a_constant_channel_far_from_zero_has_no_deviation():
-    mean, deviation = channel_statistics(Samples(Rows([torch.full((40, 2, 2, 1), 1000.1)]), torch.zeros(40).long()))
+    mean, deviation = channel_statistics(
+        Samples(FeatureRows([torch.full((40, 2, 2, 1), 1000.1)]), torch.zeros(40).long())
+    )
     assert mean.item() == pytest.approx(1000.1, rel=1e-6)
     assert deviation.item() == pytest.approx(0, abs=1e-3)
 
@@ -136,7 +138,7 @@ def test_fitting_leaves_the_callers_random_numbers_alone():
 
 def test_a_loss_that_is_no_number_is_named():
     train = make(60, 1)
-    broken = Samples(Rows([everything(train) * float("nan")]), train.labels)
+    broken = Samples(FeatureRows([everything(train) * float("nan")]), train.labels)
     with pytest.raises(NonFiniteError, match="head avg: the loss is nan at learning rate"):
         fit(train=broken)
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from tdsm.base.errors import UsageError
-from tdsm.features.store import Rows
+from tdsm.features.store import FeatureRows
 from tdsm.study import answers
 from tdsm.study import tokens as module
 from tdsm.study.config import TokenStudyConfig
@@ -74,7 +74,7 @@ def test_all_channels_of_a_token_of_the_runs_selection_are_kept(tmp_path):
     assert found["first"]["tokens"] == [3, 0]  # the tokens' own numbers, in the order of the selection
     assert found["first"]["parameters"] == (2 * 3 + 1) * 10
     assert found["all"]["tokens"] == [3, 0, 2]
-    part = module.Samples(Rows([torch.arange(12.0)[None, None, None]]), torch.zeros(1, dtype=torch.long))
+    part = module.Samples(FeatureRows([torch.arange(12.0)[None, None, None]]), torch.zeros(1, dtype=torch.long))
     assert module._keep(part, [0, 2], 4).features[torch.arange(1)].flatten().tolist() == [0, 1, 2, 6, 7, 8]
 
 

@@ -8,7 +8,7 @@ from tdsm.base.errors import UsageError
 from tdsm.classification.heads import TDSMClassifier
 from tdsm.features.config import MapConfig
 from tdsm.features.extract import make_maps
-from tdsm.features.store import Rows
+from tdsm.features.store import FeatureRows
 from tdsm.models.field import count_parameters
 from tdsm.study import answers
 from tdsm.study import worth as module
@@ -122,7 +122,10 @@ def test_a_budget_too_small_is_named():
 def test_the_mlp_reads_features_standardised_by_the_training_samples():
     train, test = torch.randn(50, 2, 1, 3) * torch.tensor([1.0, 5.0, 0.0]) + 4, torch.randn(20, 2, 1, 3)
     labels = torch.zeros(50, dtype=torch.long)
-    samples = {"train": module.Samples(Rows([train]), labels), "test": module.Samples(Rows([test]), labels[:20])}
+    samples = {
+        "train": module.Samples(FeatureRows([train]), labels),
+        "test": module.Samples(FeatureRows([test]), labels[:20]),
+    }
     done = module._standardized(samples)
     seen = done["train"].features[torch.arange(50)]
     torch.testing.assert_close(seen.mean(0), torch.zeros(2, 1, 3), atol=2e-3, rtol=0)
