@@ -179,7 +179,7 @@ def test_runs_without_a_name_get_one_of_their_own(capsys, config, elsewhere):
         (2, ["train", "--data.source", "digts"], "Perhaps you meant 'digits'"),
         (2, ["train", "--data.source", "notes.txt"], "source 'notes.txt' is none of"),
         (2, ["train", "--data.image-column", "image"], "for sources of parquet, hub"),
-        (3, ["train", "--data.source", "empty"], "no class folders"),
+        (3, ["train", "--data.source", "empty"], "no images here"),
         (3, ["train", "--data.source", "text.npz"], "cannot be read as .npz"),
         (3, ["train", "--data.source", "npz:nowhere.npz"], "nowhere.npz: no such file"),
         (3, ["train", "--data.source", "/no/where"], "no file or folder here"),

@@ -115,7 +115,7 @@ def _one_class(root):
         (_unprintable_class, r"do\\ng"),
         (_empty_class, "without images: .*bee"),
         (_strange_split, "extra"),
-        (_no_images, "no images here, but 1 .txt"),
+        (_no_images, r"no images here \(seen: 1 \.txt\)"),
         (_class_missing_in_test, "test split has no image of 'cat10'"),
         (_one_class, "one class"),
     ],

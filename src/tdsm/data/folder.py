@@ -48,7 +48,7 @@ def load_folder(where: str, config: DataConfig) -> Source:
     if not config.skip_bad:
         refuse_bad(found.refused)
     if not found.images:
-        raise DataError(f"{root}: no images here, but {found.listed()}. Expected ROOT/CLASS/images.")
+        raise DataError(f"{root}: no images here (seen: {found.listed()}). Expected ROOT/CLASS/images.")
     splits, notes = arrange(found, root)
     values = {split: _labels(images) for split, images in splits.items()}
     classes, labels = encode_labels(values)

@@ -31,8 +31,8 @@ def load_hub(where: str, config: DataConfig) -> Source:
     snapshot = download(where, config.revision)
     if (kind := layout(snapshot)) == "folder" and not (found := walk(snapshot, follow_links=True)).images:
         raise DataError(
-            f"{where}: no images, parquet, tar or idx files at commit {snapshot.name}, but {found.listed()}. Many sets "
-            "have a parquet copy at revision refs/convert/parquet. No archive is unpacked and no script run."
+            f"{where}: no images, parquet, tar or idx files at commit {snapshot.name} (seen: {found.listed()}). No "
+            "archive is unpacked and no script run; many sets have a parquet copy at revision refs/convert/parquet."
         )
     source = FOLDERS[kind](str(snapshot), config.model_copy(update={"follow_links": True}))
     return replace(source, notes=(f"Hub data set {where} at commit {snapshot.name}.", *source.notes))

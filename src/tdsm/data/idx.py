@@ -64,7 +64,7 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
     """
     is_packed = path.name.endswith(".gz")
     try:
-        with gzip.open(path) if is_packed else open(path, "rb") as file:
+        with gzip.open(filename=path, mode="rb") if is_packed else open(path, "rb") as file:
             header = file.read(4 + 4 * dims)
             if header[:4] != bytes([0, 0, UBYTE, dims]) or len(header) < 4 + 4 * dims:
                 raise DataError(f"{path}: starts with {header[:4].hex()}, expected 000008{dims:02x} (unsigned bytes).")

@@ -69,7 +69,7 @@ def _memory() -> int:
 
 def _array(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     """Read one array after its header was checked against the member's size."""
-    with archive.open(info) as file:
+    with archive.open(name=info, mode="r") as file:
         version = npy.read_magic(file)
         if version not in ((1, 0), (2, 0)):
             raise DataError(f"{path}: {info.filename} is of npy version {version}, expected (1, 0) or (2, 0).")

@@ -104,7 +104,7 @@ def _members(file: Path, number: int, ignored: Counter[str]) -> Iterator[tuple[s
     """Walk over the plain files of a tar; nothing is unpacked."""
     size, last = os.path.getsize(file), -1
     try:
-        with tarfile.open(file, "r:") as archive:
+        with tarfile.TarFile(file) as archive:
             for member in archive:
                 if member.size < 0 or member.offset <= last:  # would be read for ever
                     raise DataError(f"{file}: its entries go backwards at {member.name!r}. Copy it again.")
