@@ -263,7 +263,7 @@ def test_a_run_goes_on_without_its_settings_being_given_again(capsys, config):
     assert tdsm("train", "--run", "run", "--resume") == 0
     assert capsys.readouterr().out == "run\n"
     assert read_config(Path("run")).train == tiny().train
-    assert not Path("run/history.json").exists()
+    assert not Path("run/changes.json").exists()
 
 
 def test_what_the_messages_say_to_do_next_works(capsys):
@@ -301,7 +301,7 @@ def test_rows_can_be_added_and_fitted_another_way_and_the_run_notes_it(capsys, t
     assert tdsm("classify", path, "--probe.rows", "tdsm-avg", "--probe.epochs", 3, "--probe.seeds", 2) == 0
     assert "probe.epochs: 2 -> 3" in capsys.readouterr().err
     assert read_config(path).probe == tiny(probe__epochs=3, probe__seeds=2, probe__rows=("tdsm-avg",)).probe
-    assert [entry["changed"][0] for entry in json.loads((path / "history.json").read_text())] == [
+    assert [entry["changed"][0] for entry in json.loads((path / "changes.json").read_text())] == [
         f"probe.rows: {list(ROWS)} -> ['tdsm-avg', 'tdsm-max']",
         "probe.epochs: 2 -> 3",
     ]

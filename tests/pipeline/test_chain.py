@@ -122,7 +122,7 @@ def test_training_goes_on_with_more_steps_and_what_hangs_on_it_is_made_anew(caps
     path = demo(tmp_path / "run")
     before = content(path)
     assert tdsm("train", "--run", path, "--resume", "--train.steps", 12, "--train.learning-rate", 1e-4) == 0
-    assert json.loads((path / "history.json").read_text())[0]["changed"] == [
+    assert json.loads((path / "changes.json").read_text())[0]["changed"] == [
         "train.learning_rate: 0.001 -> 0.0001",
         "train.steps: 8 -> 12",
     ]

@@ -33,7 +33,7 @@ def test_a_run_is_taken_up_only_when_asked_and_with_settings_that_may_differ(tmp
     with pytest.raises(UsageError, match=r"this run exists\. Continue it with --resume"):
         created(path)
     created(path, tiny(), resume=True)
-    assert not (path / "history.json").exists()
+    assert not (path / "changes.json").exists()
     with pytest.raises(UsageError, match=r"other settings: seed: 0 -> 1; train.batch_size: 16 -> 8\."):
         created(path, tiny(seed=1, train__batch_size=8, train__steps=9), resume=True)
     with pytest.raises(UsageError, match=r"other settings: train.steps: 8 -> 7\."):
@@ -45,10 +45,10 @@ def test_what_extends_or_corrects_a_training_may_change_and_is_noted(tmp_path):
     path, changed = created(tmp_path / "run"), tiny(train__steps=12, train__learning_rate=1e-4, probe__epochs=5)
     created(path, changed, resume=True)
     assert read_config(path) == changed
-    (entry,) = json.loads((path / "history.json").read_text())
+    (entry,) = json.loads((path / "changes.json").read_text())
     assert entry["changed"] == ["probe.epochs: 2 -> 5", "train.learning_rate: 0.001 -> 0.0001", "train.steps: 8 -> 12"]
     created(path, tiny(train__steps=13, train__learning_rate=1e-4, probe__epochs=5), resume=True)
-    assert len(json.loads((path / "history.json").read_text())) == 2
+    assert len(json.loads((path / "changes.json").read_text())) == 2
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

@@ -1,7 +1,7 @@
 """A run's folder: made once, owned by one process at a time, its settings never changed without a trace.
 
     config.json          every setting, defaults included; a run can be started again from it
-    history.json         how settings were changed since, and when
+    changes.json         how settings were changed since, and when
     environment.json     versions, machine and command
     data/                a hash of every image, so that a change of the data is noticed
     field/               the trained field and how it went
@@ -30,7 +30,7 @@ from tdsm.base.settings import differences
 from tdsm.pipeline.config import RunConfig
 from tdsm.training.config import RESUMABLE
 
-CONFIG, HISTORY, ENVIRONMENT, LOCK = "config.json", "history.json", "environment.json", ".lock"
+CONFIG, CHANGES, ENVIRONMENT, LOCK = "config.json", "changes.json", "environment.json", ".lock"
 LATER = ("device", "data.source", "maps", "probe")  # what is made from these checks them itself
 
 
@@ -98,8 +98,8 @@ def rewrite_config(path: Path, config: RunConfig, may_change: Callable[[str, obj
             f"{path}: this run was started with other settings: {'; '.join(refused)}. "
             "Leave them as they were, or choose another --run."
         )
-    history = io.read_json(path / HISTORY) if (path / HISTORY).exists() else []
-    io.write_json(path / HISTORY, [*history, {"when": datetime.now(UTC).isoformat(), "changed": changed}])
+    history = io.read_json(path / CHANGES) if (path / CHANGES).exists() else []
+    io.write_json(path / CHANGES, [*history, {"when": datetime.now(UTC).isoformat(), "changed": changed}])
     io.write_json(path / CONFIG, after)
 
 
