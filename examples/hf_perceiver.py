@@ -46,7 +46,7 @@ def show(name: str, decoder: torch.nn.Module, size: tuple[int, ...]) -> None:
     print(f"{name}: differs from the package's own forward by {difference:.1e}")
     print(f"  solo decoding: {missing_space(field) or 'can tell where.'}")
     parts = decompose(field, tokens, size, method="additive", tolerance=1e-4)
-    print(f"  additive: {parts.points} points, completeness error {parts.completeness_error.max():.1e}")
+    print(f"  additive: {parts.options.points} points, completeness error {parts.completeness_error.max():.1e}")
     strength = parts.components[0].flatten(1).norm(dim=1)
     print(
         f"  strongest latent of the first image: {int(strength.argmax())}, {strength.max() / strength.sum():.0%} of all"

@@ -10,7 +10,7 @@ the reconstruction falls when the tokens it ranks first are removed.
 import torch
 from torch import nn
 
-from tdsm.decomposition.decompose import decompose, methods_for
+from tdsm.decomposition import decompose, methods_for
 from tdsm.decomposition.measures import deletion_curve, rank_by_energy, redundancy, spatial_spread
 from tdsm.models.adapters.multihead import MultiheadField
 from tdsm.tokenfield.coords import FourierFeatures, grid
@@ -75,7 +75,7 @@ with torch.no_grad():
     print(f"trained to a mean square of {loss:.4f}")
     print("method         completeness error  redundancy  spread  PSNR in dB without the first 0, 1, 4 tokens")
     for method in methods_for(field):
-        parts = decompose(field, tokens, SIZE, method=method, points=8)
+        parts = decompose(field, tokens, SIZE, method=method)
         alike, spread = redundancy(parts.components).mean(), spatial_spread(parts.components).mean()
         rank = rank_by_energy(parts.components)
         curve = deletion_curve(field, tokens, rank, images.movedim(1, -1), [0, 1, 4], size=SIZE).mean(0)

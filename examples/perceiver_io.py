@@ -61,7 +61,7 @@ with torch.no_grad():
     print(missing_space(field))
     warnings.simplefilter("ignore")  # the same words, as SpaceWarning
     for method in ("solo", "additive", "leave_one_out", "attention"):
-        parts = decompose(field, tokens, SIZE, method=method, tolerance=1e-5 if method == "additive" else None)
+        parts = decompose(field, tokens, SIZE, method=method, **({"tolerance": 1e-5} if method == "additive" else {}))
         space = parts.components.flatten(2, 3).std(2).mean()
         print(f"{method:14} completeness error {parts.completeness_error.mean():8.1e}   spread in space {space:.4f}")
     parts = decompose(field, tokens, SIZE, method="additive")

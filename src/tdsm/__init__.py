@@ -15,7 +15,7 @@ _PUBLIC = {
     "load_field": "tdsm.models.load",
     "TokenField": "tdsm.tokenfield",
     "component_images": "tdsm.decomposition",
-    "decompose": "tdsm.decomposition.decompose",
+    "decompose": "tdsm.decomposition",
     "pooled_map": "tdsm.decomposition",
     "plan_decoding": "tdsm.decomposition",
     "spatial_map": "tdsm.decomposition",

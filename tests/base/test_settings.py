@@ -8,8 +8,7 @@ from tdsm.bench.config import BenchConfig
 from tdsm.classification.config import HeadConfig, LearningRates, ProbeConfig, RegimeConfig
 from tdsm.classification.heads import HEADS
 from tdsm.data.config import AugmentConfig, Channels, DataConfig
-from tdsm.decomposition import STRATEGIES
-from tdsm.decomposition.reduce import REDUCTIONS
+from tdsm.decomposition import REDUCTIONS, STRATEGIES
 from tdsm.features.config import MapConfig
 from tdsm.models.config import FieldConfig
 from tdsm.pipeline.config import RunConfig

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tdsm.decomposition.decompose import decompose
+from tdsm.decomposition import decompose
 from tdsm.tokenfield.coords import grid
 from tests.conftest import small_field
 

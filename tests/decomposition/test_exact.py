@@ -3,9 +3,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tdsm.decomposition import REDUCTIONS
 from tdsm.decomposition.definition import batched, loop
 from tdsm.decomposition.exact import collapsed, exact
-from tdsm.decomposition.reduce import REDUCTIONS, reduce_components
+from tdsm.decomposition.reduce import reduce_components
 from tdsm.decomposition.solo import map_queries
 from tdsm.models.field import FieldConfig, NeuralField
 from tdsm.tokenfield import TokenField

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tdsm.base.errors import UsageError
-from tdsm.decomposition.decompose import decompose, methods_for
+from tdsm.decomposition import decompose, methods_for
 from tdsm.decomposition.definition import loop
 from tdsm.decomposition.measures import deletion_curve
 from tdsm.decomposition.mixture import layers

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tdsm.base.errors import SpaceWarning, UsageError
-from tdsm.decomposition import POOLS, missing_space, pooled_map, spatial_map
-from tdsm.decomposition.reduce import REDUCTIONS
+from tdsm.decomposition import POOLS, REDUCTIONS, missing_space, pooled_map, spatial_map
 from tests.conftest import small_field
 
 POOLED = {"avg": F.adaptive_avg_pool2d, "max": F.adaptive_max_pool2d}
@@ -98,8 +97,8 @@ def test_the_map_is_never_there(reduction):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"pool": "median"}, "pool 'median'"),
-        ({"reduction": "max"}, "reduction 'max'"),
+        ({"pool": "median"}, "unknown pool 'median'"),
+        ({"reduction": "max"}, "unknown reduction 'max'"),
         ({"cells": 0}, "0 × 0 cells"),
         ({"cells": 7}, "expected 1 to 6"),
         ({"chunk": -1}, "chunk is -1"),

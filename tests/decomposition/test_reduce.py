@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from tdsm.base.errors import UsageError
-from tdsm.decomposition.reduce import REDUCTIONS, num_maps, reduce_components
+from tdsm.decomposition import REDUCTIONS
+from tdsm.decomposition.reduce import num_maps, reduce_components
 from tests import reference
 
 
@@ -32,5 +33,5 @@ def test_norm_has_a_finite_gradient_at_black():
 
 
 def test_unknown_reduction_is_named():
-    with pytest.raises(UsageError, match="unknown reduction 'max', expected one of mean, rgb, l2"):
+    with pytest.raises(UsageError, match="unknown reduction 'max'; expected one of mean, rgb, l2"):
         reduce_components(torch.zeros(1, 2, 3, 3), "max")

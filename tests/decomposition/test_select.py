@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdsm.base.errors import UsageError
-from tdsm.decomposition.select import SELECTIONS, parse_selection, select_tokens
+from tdsm.decomposition import SELECTIONS
+from tdsm.decomposition.select import parse_selection, select_tokens
 
 
 @given(st.integers(1, 40), st.integers(1, 50))

@@ -4,7 +4,7 @@ from math import comb
 import pytest
 import torch
 
-from tdsm.decomposition.decompose import decompose
+from tdsm.decomposition import decompose
 from tdsm.tokenfield.coords import grid
 from tests.conftest import small_field
 

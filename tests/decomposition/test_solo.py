@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from tdsm.base.errors import SpaceWarning, UsageError
-from tdsm.decomposition import STRATEGIES, component_images, map_queries, missing_space, spatial_map
-from tdsm.decomposition.reduce import REDUCTIONS, reduce_components
+from tdsm.decomposition import REDUCTIONS, STRATEGIES, component_images, map_queries, missing_space, spatial_map
+from tdsm.decomposition.reduce import reduce_components
 from tests.conftest import small_field
 
-EVERY = [*STRATEGIES, "auto"]
+EVERY = list(STRATEGIES)
 SELECTIONS = {"stride:2": [0, 2, 4], "first:3": [0, 1, 2], (4, 0): [4, 0]}
 
 
@@ -106,10 +106,10 @@ def test_a_whole_decoder_is_not_warned_about(field, tokens):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"strategy": "fast"}, "unknown strategy 'fast', expected auto, loop, batched, exact"),
+        ({"strategy": "fast"}, "unknown strategy 'fast'; expected one of auto, loop, batched, exact"),
         ({"chunk": 0}, "chunk is 0"),
         ({"selection": [5]}, r"names \[5\], but tokens run from 0 to 4"),
-        ({"reduction": "max"}, "unknown reduction 'max', expected one of mean, rgb, l2"),
+        ({"reduction": "max"}, "unknown reduction 'max'; expected one of mean, rgb, l2"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(field, tokens, options, words):

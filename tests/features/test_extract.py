@@ -57,7 +57,7 @@ def spy_on_encoding(monkeypatch, field) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("strategy", ["auto", *STRATEGIES])
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
 @pytest.mark.parametrize(("reduction", "maps"), [("mean", 3), ("rgb", 9), ("l2", 3)])
 def test_every_feature_is_channels_last(field, images, strategy, reduction, maps):
     config = MapConfig(reduction=reduction, selection="0,2,4", strategy=strategy, size=(4, 7))

@@ -43,3 +43,7 @@ class NonFiniteError(TdsmError, ArithmeticError):
 
 class SpaceWarning(UserWarning):
     """Component images of this decoder cannot say anything about *where*."""
+
+
+class CompletenessWarning(UserWarning):
+    """The components miss the reconstruction by more than the tolerance asked for."""

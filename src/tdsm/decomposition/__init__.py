@@ -1,14 +1,44 @@
-"""Decompositions of a token field's output into one component an image token."""
+"""Decompositions of a token field's output into one component an image token.
 
-from tdsm.decomposition.decompose import DECOMPOSITIONS, Decomposition, check_method, decompose, methods_for
-from tdsm.decomposition.mixture import mix
-from tdsm.decomposition.plan import Plan, plan_decoding
-from tdsm.decomposition.pooled import POOLS, pooled_map
-from tdsm.decomposition.solo import STRATEGIES, component_images, map_queries, missing_space, spatial_map
+Names are imported when first used, so that settings can read the registries without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tdsm.decomposition.methods import Decomposition, check_method, decompose, methods_for
+    from tdsm.decomposition.mixture import mix
+    from tdsm.decomposition.plan import Plan, plan_decoding
+    from tdsm.decomposition.pooled import pooled_map
+    from tdsm.decomposition.registry import DECOMPOSITIONS, POOLS, REDUCTIONS, SELECTIONS, STRATEGIES
+    from tdsm.decomposition.solo import component_images, map_queries, missing_space, spatial_map
+
+_HOME = {
+    "Decomposition": "methods",
+    "check_method": "methods",
+    "decompose": "methods",
+    "methods_for": "methods",
+    "mix": "mixture",
+    "Plan": "plan",
+    "plan_decoding": "plan",
+    "pooled_map": "pooled",
+    "DECOMPOSITIONS": "registry",
+    "POOLS": "registry",
+    "REDUCTIONS": "registry",
+    "SELECTIONS": "registry",
+    "STRATEGIES": "registry",
+    "component_images": "solo",
+    "map_queries": "solo",
+    "missing_space": "solo",
+    "spatial_map": "solo",
+}
 
 __all__ = [
     "DECOMPOSITIONS",
     "POOLS",
+    "REDUCTIONS",
+    "SELECTIONS",
     "STRATEGIES",
     "Decomposition",
     "Plan",
@@ -23,3 +53,9 @@ __all__ = [
     "pooled_map",
     "spatial_map",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tdsm.decomposition' has no attribute {name!r}")
+    return getattr(import_module(f"tdsm.decomposition.{_HOME[name]}"), name)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tdsm.decomposition.definition import Queries, Tokens
-from tdsm.decomposition.parts import Options, Parts, read_nothing, reconstruct, widen
+from tdsm.decomposition.parts import Method, Options, Parts, read_nothing, reconstruct, widen
 from tdsm.tokenfield import TokenField
 from tdsm.tokenfield.attention import AttentionParts
 
@@ -64,3 +64,6 @@ def _attend_again(field: TokenField, tokens: Tokens, queries: Queries, without: 
         is_k = torch.arange(tokens.shape[1], device=tokens.device) == k
         without = torch.where((lost & is_k)[..., None], widen(again)[:, :, None], without)
     return without
+
+
+LEAVE_ONE_OUT = Method(leave_one_out, question="what would be missing without token k?", holds_every_token=True)

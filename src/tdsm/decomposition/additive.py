@@ -25,19 +25,54 @@ W_o^h is folded into the values, N·K·h·D, or kept apart from them, N·h·d_h�
 is less. Apart, 4096 tokens of width 1024 in 16 heads take 13 times fewer products.
 """
 
+import warnings
+from dataclasses import dataclass, replace
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from tdsm.base.errors import CompletenessWarning, UsageError
 from tdsm.decomposition.definition import Queries, Tokens
-from tdsm.decomposition.parts import Options, Parts, widen
+from tdsm.decomposition.parts import Method, Options, Parts, widen
 from tdsm.decomposition.path_gradient import Gradient, read_path
 from tdsm.tokenfield import TokenField
 from tdsm.tokenfield.attention import TokenHeads
 
+MOST_POINTS = 64
 
-def additive(field: TokenField, tokens: Tokens, queries: Queries, indices: list[int], options: Options) -> Parts:
+
+@dataclass(frozen=True)
+class Quadrature(Options):
+    """How many points the path is read at; doubled until no image's completeness error is above a tolerance."""
+
+    points: int = 3
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.points, int) or not 1 <= self.points <= MOST_POINTS:
+            raise UsageError(f"decompose: points is {self.points!r}, expected 1 to {MOST_POINTS} quadrature points.")
+        if self.tolerance is not None and not (isinstance(self.tolerance, float | int) and self.tolerance > 0):
+            raise UsageError(f"decompose: tolerance is {self.tolerance!r}, expected a number above 0, or None.")
+
+    def finer(self, error: Float[Tensor, " batch"]) -> "Quadrature | None":
+        """Double the points if the tolerance is not reached; warn where that does not help any more."""
+        if self.tolerance is None or bool((error <= self.tolerance).all()):
+            return None
+        if 2 * self.points <= MOST_POINTS:
+            return replace(self, points=2 * self.points)
+        warnings.warn(
+            f"decompose: with {self.points} quadrature points the completeness error is {float(error.max()):.1e}, "
+            f"above the tolerance of {self.tolerance:.1e}; more points, or rounding, will not bring it there. The "
+            "error reached is returned. In float64 (field.double(), tokens.double()) smaller ones can be reached.",
+            CompletenessWarning,
+            stacklevel=3,
+        )
+        return None
+
+
+def additive(field: TokenField, tokens: Tokens, queries: Queries, indices: list[int], options: Quadrature) -> Parts:
     """Share the reconstruction out among the tokens, `options.points` quadrature points along the path."""
     return share_out(field, field.token_heads(tokens), queries, indices, options.points)
 
@@ -86,3 +121,11 @@ def _project(
     if output is None:
         return attended.sum(1)
     return rearrange(attended, "b h n d -> b n (h d)") @ output.flatten(0, 1)
+
+
+ADDITIVE = Method(
+    additive,
+    question="what did token k contribute, along the path from no attention to all of it?",
+    adds_up=True,
+    options=Quadrature,
+)

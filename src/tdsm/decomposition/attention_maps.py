@@ -7,15 +7,28 @@ weight: the reduction `mean` gives the weight back, `l2` gives √channels times
 the reconstruction; against a base of zero their completeness error is measured like any other, and it is large.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 from tdsm.base.errors import UsageError
 from tdsm.decomposition.definition import Queries, Tokens
-from tdsm.decomposition.parts import Options, Parts, reconstruct, widen
+from tdsm.decomposition.parts import Method, Options, Parts, reconstruct, widen
 from tdsm.tokenfield import TokenField
 
 
-def attention(field: TokenField, tokens: Tokens, queries: Queries, indices: list[int], options: Options) -> Parts:
+@dataclass(frozen=True)
+class Head(Options):
+    """Which head is shown."""
+
+    head: int | None = None  # None for the mean of all
+
+    def __post_init__(self) -> None:
+        if self.head is not None and not isinstance(self.head, int):
+            raise UsageError(f"decompose: head is {self.head!r}, expected its number, or None for the mean of all.")
+
+
+def attention(field: TokenField, tokens: Tokens, queries: Queries, indices: list[int], options: Head) -> Parts:
     """Return the attention weights of the mean head, or of head `options.head`."""
     weights = widen(field.token_heads(tokens).weights(field.query_heads(queries)))
     heads = weights.shape[1]
@@ -25,3 +38,6 @@ def attention(field: TokenField, tokens: Tokens, queries: Queries, indices: list
     reconstruction = reconstruct(field, tokens, queries)
     components = maps.mT[..., None].expand(-1, -1, -1, reconstruction.shape[-1])
     return Parts(components[:, indices], components.sum(1), torch.zeros_like(reconstruction), reconstruction)
+
+
+ATTENTION = Method(attention, question="how much is token k looked at?", options=Head)

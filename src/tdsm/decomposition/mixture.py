@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tdsm.decomposition.definition import Components, Queries, Tokens
-from tdsm.decomposition.parts import Options, Parts, reconstruct, widen
+from tdsm.decomposition.parts import Method, Options, Parts, has_masks, reconstruct, widen
 from tdsm.decomposition.separated import evaluate, prepare
 from tdsm.tokenfield import TokenField
 
@@ -41,3 +41,11 @@ def layers(
     assert readout is not None, "only a field with masks has layers"
     decoded = widen(evaluate(prepare(readout, queries), field.attend_one(tokens)))
     return decoded[..., :-1], decoded[..., -1:].softmax(dim=1)
+
+
+MIXTURE = Method(
+    mixture,
+    question="what does token k's mask cut out of what it says alone? (a field with masks)",
+    adds_up=True,
+    suits=has_masks,
+)

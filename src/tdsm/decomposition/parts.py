@@ -1,12 +1,13 @@
-"""What every decomposition is asked and answers: one signature, before the points get their shape back.
+"""What every decomposition is asked and answers, and what it says about itself.
 
-    method(field, tokens, queries, indices, options) -> Parts
+    run(field, tokens, queries, indices, options) -> Parts
 
 All of them treat every point by itself, so points may be cut into blocks without changing a result.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,16 +18,6 @@ from tdsm.tokenfield import TokenField
 from tdsm.tokenfield.attention import AttentionParts
 
 
-@dataclass(frozen=True)
-class Options:
-    """What single methods can be told; the others do not read it. See `decompose`."""
-
-    points: int = 3
-    head: int | None = None
-    permutations: int = 32
-    seed: int = 0
-
-
 class Parts(NamedTuple):
     """A decomposition at a list of points."""
 
@@ -35,6 +26,44 @@ class Parts(NamedTuple):
     base: Float[Tensor, "batch points channels"]  # what is there without any token
     reconstruction: Float[Tensor, "batch points channels"]
     standard_error: Float[Tensor, "batch selected points channels"] | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a method can be told: nothing, unless its own options say more. They check themselves."""
+
+    def finer(self, error: Float[Tensor, " batch"]) -> "Options | None":
+        """Return options that come closer, if this completeness error is not yet what was asked for."""
+        return None
+
+
+def has_one_attention(field: TokenField) -> bool:
+    """Whether a field decodes by one attention to all its tokens."""
+    return field.masked_readout() is None
+
+
+def has_masks(field: TokenField) -> bool:
+    """Whether a field decodes by a mixture of its tokens by masks."""
+    return field.masked_readout() is not None
+
+
+def any_field(field: TokenField) -> bool:
+    """Every field will do."""
+    return True
+
+
+@dataclass(frozen=True)
+class Method:
+    """A decomposition, and what others must know of it; none is asked for by name."""
+
+    run: Callable[[TokenField, Tokens, Queries, list[int], Any], Parts]
+    question: str  # that component k answers
+    adds_up: bool = False  # base and components sum to the reconstruction
+    suits: Callable[[TokenField], bool] = has_one_attention
+    options: type[Options] = Options
+    decodes_alone: bool = False  # every token by itself, which not every decoder can place: see `missing_space`
+    holds_every_token: bool = False  # hidden units of all tokens at once, where others hold one token's
+    is_sampled: bool = False  # an estimate from random draws, with a standard error; far slower than the others
 
 
 def reconstruct(field: TokenField, tokens: Tokens, queries: Queries) -> Float[Tensor, "batch points channels"]:

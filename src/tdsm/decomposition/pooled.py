@@ -1,24 +1,18 @@
 """Spatially pooled maps, for heads that only pool: the maps themselves are never stored."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from tdsm.base.errors import UsageError
 from tdsm.decomposition.definition import Tokens
 from tdsm.decomposition.exact import decode_values
-from tdsm.decomposition.reduce import REDUCTIONS, reduce_components
-from tdsm.decomposition.separated import Reduction
+from tdsm.decomposition.reduce import Reduction
+from tdsm.decomposition.registry import POOLS, REDUCTIONS
 from tdsm.decomposition.solo import chosen_tokens
 from tdsm.tokenfield import TokenField, device_of, resolve_points
-
-KINDS: dict[str, Reduction] = {"mean": "mean", "l2": "l2", "rgb": "none"}
-POOLS: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {
-    "avg": F.adaptive_avg_pool2d,
-    "max": F.adaptive_max_pool2d,
-}
 
 
 def pooled_map(
@@ -48,11 +42,7 @@ def pooled_map(
     Warns:
         SpaceWarning: If the decoder's component images cannot carry space.
     """
-    if not isinstance(pool, str) or pool not in POOLS or reduction not in REDUCTIONS:
-        raise UsageError(
-            f"pooled_map: pool {pool!r}, reduction {reduction!r}; expected pool in {', '.join(POOLS)} and reduction in "
-            f"{', '.join(REDUCTIONS)}."
-        )
+    pool, reduced = POOLS.check(pool), REDUCTIONS[reduction]
     points, shape = resolve_points(field, size, None, device=device_of(tokens))
     if len(shape) != 2 or not isinstance(cells, int) or not 1 <= cells <= min(shape):
         raise UsageError(
@@ -60,15 +50,17 @@ def pooled_map(
         )
     tokens = chosen_tokens(field, tokens, selection, chunk)
 
-    def pool_rows(maps: Float[Tensor, "rows points *channels"]) -> Float[Tensor, "rows regions *channels"]:
-        pictures = (
-            maps.unflatten(1, shape).flatten(3).movedim(-1, 1) if maps.ndim == 3 else maps.unflatten(1, shape)[:, None]
-        )
-        regions = POOLS[pool](pictures, (cells, cells)).flatten(2).movedim(1, -1)
-        return regions if maps.ndim == 3 else regions[..., 0]
+    def pool_rows(decoded: Float[Tensor, "rows points *channels"]) -> Float[Tensor, "rows regions maps"]:
+        maps = rearrange(_maps_of_each(decoded, reduced), "r (h w) m -> r m h w", h=shape[0])
+        return rearrange(POOLS[pool](maps, (cells, cells)), "r m h w -> r (h w) m")
 
-    kind, values = KINDS[reduction], field.attend_one(tokens)
-    pooled = decode_values(field, values, field.queries(points), kind, chunk=chunk, pool=pool_rows, backend=backend)
-    if kind == "none":
-        return reduce_components(pooled.unflatten(2, (cells, cells)), "rgb")
-    return pooled.unflatten(2, (cells, cells)).movedim(1, -1)
+    values, queries, kind = field.attend_one(tokens), field.queries(points), reduced.on_the_way
+    pooled = decode_values(field, values, queries, kind, chunk=chunk, pool=pool_rows, backend=backend)
+    return rearrange(pooled, "b k (h w) m -> b h w (k m)", h=cells)
+
+
+def _maps_of_each(
+    decoded: Float[Tensor, "rows points *channels"], reduction: Reduction
+) -> Float[Tensor, "rows points maps"]:
+    """Return the maps of each row, which is one token of one image; decoding may have reduced them on the way."""
+    return reduction.reduce(decoded[:, None]) if reduction.on_the_way == "none" else decoded[..., None]

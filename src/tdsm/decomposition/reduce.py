@@ -1,9 +1,12 @@
 """Reduce component images over colour into the channels of a token-decoded spatial map.
 
-Each reduction takes (..., tokens, points, channels) and gives (..., points, maps): tokens become channels.
+Each takes (..., tokens, points, channels) and gives (..., points, maps): tokens become channels. It treats every
+token by itself, and the maps of a token stand together.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -11,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tdsm.base.errors import UsageError
+from tdsm.decomposition.registry import REDUCTIONS
 
 Components = Float[Tensor, "batch tokens *points channels"]
 Map = Float[Tensor, "batch *points maps"]
@@ -31,7 +35,21 @@ def reduce_l2(components: Components) -> Map:
     return torch.linalg.vector_norm(components, dim=-1).movedim(1, -1)
 
 
-REDUCTIONS: dict[str, Callable[[Components], Map]] = {"mean": reduce_mean, "rgb": reduce_rgb, "l2": reduce_l2}
+@dataclass(frozen=True)
+class Reduction:
+    """A way from component images to maps.
+
+    Decoding that is told `on_the_way` leaves the components of one token as one map, and never has them whole.
+    """
+
+    reduce: Callable[[Components], Map]
+    keeps_channels: bool = False  # a map a token and channel, instead of one a token
+    on_the_way: Literal["none", "mean", "l2"] = "none"
+
+
+MEAN = Reduction(reduce_mean, on_the_way="mean")
+RGB = Reduction(reduce_rgb, keeps_channels=True)
+L2 = Reduction(reduce_l2, on_the_way="l2")
 
 
 def reduce_components(components: Components, reduction: str) -> Map:
@@ -40,21 +58,15 @@ def reduce_components(components: Components, reduction: str) -> Map:
     >>> reduce_components(torch.zeros(2, 8, 32, 32, 3), "rgb").shape
     torch.Size([2, 32, 32, 24])
     """
-    check_reduction(reduction)
+    chosen = REDUCTIONS[reduction]
     if components.ndim < 4 or not components.is_floating_point():
         raise UsageError(
             f"reduce_components: components are {components.dtype} of shape {tuple(components.shape)}, expected "
             "floating point (batch, tokens, *size, channels), as component_images returns them."
         )
-    return REDUCTIONS[reduction](components)
-
-
-def check_reduction(reduction: str) -> None:
-    """Raise `UsageError` unless a reduction of this name exists."""
-    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
-        raise UsageError(f"spatial_map: unknown reduction {reduction!r}, expected one of {', '.join(REDUCTIONS)}.")
+    return chosen.reduce(components)
 
 
 def num_maps(num_tokens: int, channels: int, reduction: str) -> int:
-    """Count the channels of a map: tokens, times channels for `rgb`."""
-    return num_tokens * channels if reduction == "rgb" else num_tokens
+    """Count the channels of a map: tokens, times channels for a reduction that keeps these."""
+    return num_tokens * channels if REDUCTIONS[reduction].keeps_channels else num_tokens

@@ -1,9 +1,10 @@
 """Which tokens to decode."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import index as index_of
 
 from tdsm.base.errors import UsageError
+from tdsm.decomposition.registry import SELECTIONS
 
 
 def every_nth(num_tokens: int, n: int) -> list[int]:
@@ -14,9 +15,6 @@ def every_nth(num_tokens: int, n: int) -> list[int]:
 def first(num_tokens: int, n: int) -> list[int]:
     """Take the first n tokens; all of them when there are fewer."""
     return list(range(min(n, num_tokens)))
-
-
-SELECTIONS: dict[str, Callable[[int, int], list[int]]] = {"stride": every_nth, "first": first}
 
 
 def select_tokens(num_tokens: int, selection: str | Sequence[int] | None) -> list[int]:
@@ -41,11 +39,19 @@ def select_tokens(num_tokens: int, selection: str | Sequence[int] | None) -> lis
     if selection is None:
         return list(range(num_tokens))
     if isinstance(selection, str):
-        name, _, count = selection.partition(":")
-        if name not in SELECTIONS or not count.isascii() or not count.isdigit() or int(count) < 1:
-            known = ", ".join(f'"{key}:n"' for key in SELECTIONS)
-            raise UsageError(f"selection {selection!r}: expected {known} with n of at least 1, or a list of indices.")
-        return SELECTIONS[name](num_tokens, int(count))
+        return _by_name(num_tokens, selection)
+    return _by_index(num_tokens, selection)
+
+
+def _by_name(num_tokens: int, selection: str) -> list[int]:
+    name, _, count = selection.partition(":")
+    if name not in SELECTIONS or not count.isascii() or not count.isdigit() or int(count) < 1:
+        known = ", ".join(f'"{key}:n"' for key in SELECTIONS)
+        raise UsageError(f"selection {selection!r}: expected {known} with n of at least 1, or a list of indices.")
+    return SELECTIONS[name](num_tokens, int(count))
+
+
+def _by_index(num_tokens: int, selection: Sequence[int]) -> list[int]:
     try:
         indices = [index_of(index) for index in selection]
     except TypeError:

@@ -12,18 +12,36 @@ the work of leave-one-out. Sources: Shapley 1953; sampled orders, Castro et al. 
 et al. 2022.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tdsm.base.errors import UsageError
 from tdsm.base.randomness import generator
 from tdsm.decomposition.definition import Queries, Tokens
-from tdsm.decomposition.parts import Options, Parts, read_nothing, reconstruct, widen
+from tdsm.decomposition.parts import Method, Options, Parts, read_nothing, reconstruct, widen
 from tdsm.tokenfield import TokenField
 from tdsm.tokenfield.attention import AttentionParts
 
 
-def shapley(field: TokenField, tokens: Tokens, queries: Queries, indices: list[int], options: Options) -> Parts:
+@dataclass(frozen=True)
+class Orders(Options):
+    """How many orders are drawn, each with its reverse, and the seed of the draws."""
+
+    permutations: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.permutations, int) or self.permutations < 4 or self.permutations % 2:
+            raise UsageError(
+                f"decompose: permutations is {self.permutations!r}, expected an even number of at least 4: each order "
+                "is taken with its reverse, and a standard error needs two such pairs."
+            )
+
+
+def shapley(field: TokenField, tokens: Tokens, queries: Queries, indices: list[int], options: Orders) -> Parts:
     """Average contributions over `options.permutations` random orders, the same for all images and points."""
     attention = field.attention_parts(queries, tokens)
     base = read_nothing(field, queries, attention)
@@ -62,3 +80,13 @@ def contributions(
     images = widen(field.readout(queries[:, None], received.to(queries.dtype)))
     before = torch.cat([widen(base)[:, :, None], images[:, :, :-1]], 2)
     return (images - before)[:, :, order.argsort()].movedim(2, 1)
+
+
+SHAPLEY = Method(
+    shapley,
+    question="what does token k add, averaged over all orders of arrival? (slow)",
+    adds_up=True,
+    options=Orders,
+    holds_every_token=True,
+    is_sampled=True,
+)

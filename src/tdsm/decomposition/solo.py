@@ -3,19 +3,17 @@
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from tdsm.base.errors import SpaceWarning, UsageError
-from tdsm.decomposition.definition import Components, Queries, Tokens, batched, loop
+from tdsm.decomposition.definition import Components, Queries, Tokens
 from tdsm.decomposition.exact import decode_values, exact
-from tdsm.decomposition.reduce import check_reduction, reduce_components
+from tdsm.decomposition.parts import Method, Options, Parts, any_field, read_nothing, reconstruct, widen
+from tdsm.decomposition.registry import REDUCTIONS, STRATEGIES
 from tdsm.decomposition.select import select_tokens
 from tdsm.tokenfield import TokenField, device_of, resolve_points
-
-STRATEGIES: dict[str, Callable[..., Components]] = {"loop": loop, "batched": batched, "exact": exact}
 
 
 def component_images(
@@ -67,7 +65,7 @@ def component_images(
         SpaceWarning: If the decoder's component images cannot carry space.
     """
     points, shape = resolve_points(field, size, coords, device=device_of(tokens))
-    decode = _strategy(strategy, backend)
+    decode = _decoding(strategy, backend)
     tokens = chosen_tokens(field, tokens, selection, chunk)
     return decode(field, tokens, field.queries(points), chunk).unflatten(2, shape)
 
@@ -125,14 +123,12 @@ def map_queries(
     backend: str | None = None,
 ) -> Float[Tensor, "batch points maps"]:
     """Return the spatial map at given query features instead of coordinates; see `spatial_map`."""
-    check_reduction(reduction)
-    decode = _strategy(strategy, backend)
+    reduced, decode = REDUCTIONS[reduction], _decoding(strategy, backend)
     tokens = chosen_tokens(field, tokens, selection, chunk)
-    if strategy in ("auto", "exact") and reduction != "rgb":
-        kind: Literal["mean", "l2"] = "mean" if reduction == "mean" else "l2"
+    if STRATEGIES[strategy].reads_values and reduced.on_the_way != "none":
         values = field.attend_one(tokens)
-        return decode_values(field, values, queries, kind, chunk=chunk, backend=backend).movedim(1, -1)
-    return reduce_components(decode(field, tokens, queries, chunk), reduction)
+        return decode_values(field, values, queries, reduced.on_the_way, chunk=chunk, backend=backend).movedim(1, -1)
+    return reduced.reduce(decode(field, tokens, queries, chunk))
 
 
 def missing_space(field: TokenField) -> str | None:
@@ -166,11 +162,20 @@ def chosen_tokens(
     return tokens if selection is None else tokens[:, indices]
 
 
-def _strategy(name: str, backend: str | None) -> Callable[..., Components]:
-    if not isinstance(name, str) or name not in (*STRATEGIES, "auto"):
-        raise UsageError(f"component_images: unknown strategy {name!r}, expected auto, {', '.join(STRATEGIES)}.")
-    if name in ("auto", "exact"):
-        return partial(exact, backend=backend)
+def _decoding(name: str, backend: str | None) -> Callable[..., Components]:
+    strategy = STRATEGIES[name]
+    if strategy.reads_values:
+        return partial(strategy.decode, backend=backend)
     if backend is not None:
         raise UsageError(f"component_images: strategy {name!r} has no backends; leave {backend!r} out, or use exact.")
-    return STRATEGIES[name]
+    return strategy.decode
+
+
+def solo(field: TokenField, tokens: Tokens, queries: Queries, indices: list[int], options: Options) -> Parts:
+    """Decode each token alone (TWD). Base: what the readout says when nothing is attended, readout(q, b_o)."""
+    images = exact(field, tokens, queries).expand(-1, -1, queries.shape[0], -1)
+    base = read_nothing(field, queries, field.attention_parts(queries, tokens))
+    return Parts(images[:, indices], widen(images).sum(1), base, reconstruct(field, tokens, queries))
+
+
+SOLO = Method(solo, question="what does the field say when only token k speaks?", suits=any_field, decodes_alone=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tdsm.decomposition.decompose import decompose
+from tdsm.decomposition import decompose
 from tdsm.tokenfield import TokenField
 from tdsm.tokenfield.coords import grid
 

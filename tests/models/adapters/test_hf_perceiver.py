@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tdsm.base.errors import ResourceError, UsageError
-from tdsm.decomposition.decompose import decompose
+from tdsm.decomposition import decompose
 from tdsm.decomposition.solo import missing_space
 from tdsm.models.adapters.hf_perceiver import MODULE, HFPerceiverField
 from tdsm.tokenfield.coords import grid

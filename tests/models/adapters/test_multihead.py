@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from tdsm.base.errors import UsageError
-from tdsm.decomposition.decompose import decompose
+from tdsm.decomposition import decompose
 from tdsm.decomposition.solo import missing_space
 from tdsm.models.adapters.multihead import MultiheadField
 from tdsm.tokenfield.coords import FourierFeatures, grid

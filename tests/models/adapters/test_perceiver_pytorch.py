@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tdsm.base.errors import ResourceError, SpaceWarning, UsageError
-from tdsm.decomposition.decompose import decompose
+from tdsm.decomposition import decompose
 from tdsm.decomposition.solo import missing_space
 from tdsm.models.adapters.perceiver_pytorch import PerceiverIOField
 from tdsm.tokenfield.coords import FourierFeatures, grid

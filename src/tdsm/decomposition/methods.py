@@ -1,33 +1,25 @@
 """Decompose a field's output into one component a token, by any method, with what is needed to judge it."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tdsm.base.errors import SpaceWarning, UsageError
-from tdsm.decomposition.ablation import leave_one_out
-from tdsm.decomposition.additive import additive
-from tdsm.decomposition.attention_maps import attention
+from tdsm.base.registry import nearest
 from tdsm.decomposition.definition import Queries, Tokens
-from tdsm.decomposition.exact import exact
 from tdsm.decomposition.measures import completeness_error
-from tdsm.decomposition.mixture import mixture
-from tdsm.decomposition.parts import Options, Parts, read_nothing, reconstruct, widen
+from tdsm.decomposition.parts import Method, Options, Parts, widen
+from tdsm.decomposition.registry import DECOMPOSITIONS
 from tdsm.decomposition.select import select_tokens
-from tdsm.decomposition.shapley import shapley
 from tdsm.decomposition.solo import missing_space
 from tdsm.tokenfield import TokenField, device_of, resolve_points
 
 BLOCK_BYTES = 64 * 2**20
-MOST_POINTS = 64
-
-
-class CompletenessWarning(UserWarning):
-    """The components miss the reconstruction by more than the tolerance asked for."""
 
 
 @dataclass(frozen=True)
@@ -38,30 +30,13 @@ class Decomposition:
     """
 
     method: str
+    options: Any  # the method's own, as they were used: `additive` with a tolerance may have doubled its points
     indices: list[int]  # the tokens decomposed into, in the order of the components
     components: Float[Tensor, "batch selected *points channels"]
     base: Float[Tensor, "batch *points channels"]  # what is there without any token
     reconstruction: Float[Tensor, "batch *points channels"]  # of all tokens together
     completeness_error: Float[Tensor, " batch"]  # ‖base + Σ_k components − reconstruction‖ / ‖reconstruction − base‖
-    points: int | None = None  # `additive`: quadrature points used
-    standard_error: Float[Tensor, "batch selected *points channels"] | None = None  # `shapley`: of the components
-
-
-def solo(field: TokenField, tokens: Tokens, queries: Queries, indices: list[int], options: Options) -> Parts:
-    """Decode each token alone (TWD). Base: what the readout says when nothing is attended, readout(q, b_o)."""
-    images = exact(field, tokens, queries).expand(-1, -1, queries.shape[0], -1)
-    base = read_nothing(field, queries, field.attention_parts(queries, tokens))
-    return Parts(images[:, indices], widen(images).sum(1), base, reconstruct(field, tokens, queries))
-
-
-DECOMPOSITIONS: dict[str, Callable[[TokenField, Tokens, Queries, list[int], Options], Parts]] = {
-    "solo": solo,
-    "additive": additive,
-    "leave_one_out": leave_one_out,
-    "attention": attention,
-    "shapley": shapley,
-    "mixture": mixture,
-}
+    standard_error: Float[Tensor, "batch selected *points channels"] | None = None  # of the components, if sampled
 
 
 def methods_for(field: TokenField) -> tuple[str, ...]:
@@ -71,18 +46,17 @@ def methods_for(field: TokenField) -> tuple[str, ...]:
     >>> methods_for(NeuralField(FieldConfig(widths=(16,), num_latents=8, mapping_dim=6, has_masks=True)))
     ('solo', 'mixture')
     """
-    if field.masked_readout() is not None:
-        return ("solo", "mixture")
-    return tuple(name for name in DECOMPOSITIONS if name != "mixture")
+    return tuple(name for name, method in DECOMPOSITIONS.items() if method.suits(field))
 
 
 def check_method(field: TokenField, method: str) -> None:
-    """Raise `UsageError` unless a decomposition suits a field."""
-    if method not in (suitable := methods_for(field)):
-        decoder = "a mixture of its tokens by masks" if "mixture" in suitable else "one attention to all its tokens"
+    """Raise `UsageError` unless a decomposition of this name exists and suits a field."""
+    if not DECOMPOSITIONS[method].suits(field):
+        mixes = field.masked_readout() is not None
+        decoder = "a mixture of its tokens by masks" if mixes else "one attention to all its tokens"
         raise UsageError(
             f"decompose: this field decodes by {decoder}, which {method!r} does not decompose; expected one of "
-            f"{', '.join(suitable)}."
+            f"{', '.join(methods_for(field))}."
         )
 
 
@@ -94,12 +68,8 @@ def decompose(
     *,
     method: str = "solo",
     selection: str | Sequence[int] | None = None,
-    points: int = 3,
-    tolerance: float | None = None,
-    head: int | None = None,
-    permutations: int = 32,
-    seed: int = 0,
     chunk: int | None = None,
+    **options: Any,
 ) -> Decomposition:
     """Decompose what a field says about images into one component a token.
 
@@ -134,56 +104,74 @@ def decompose(
         method: A name from `DECOMPOSITIONS` that suits the field.
         selection: None for all tokens, "stride:n", "first:n", or a list of indices. It saves memory; work is
             saved by `additive` alone, since the completeness error is over all tokens.
-        points: `additive`: quadrature points, at least 1. Three reach about 1e-3 or better.
-        tolerance: `additive`: double `points` until no image's completeness error is above this.
-        head: `attention`: the head to show, None for the mean of all.
-        permutations: `shapley`: orders drawn, an even number of at least 4.
-        seed: `shapley`: seed of the orders.
         chunk: (image, point) pairs decomposed at once; bounds memory, never changes results. None chooses.
+        options: The method's own. `points`: quadrature points, 1 to 64; three reach about 1e-3 or better.
+            `tolerance`: double `points` until no image's completeness error is above this. `head`: the head to show,
+            None for the mean of all. `permutations`: orders drawn, an even number of at least 4. `seed`: of the orders.
 
     Returns:
         Components in the field's range for `solo`, differences of it for `additive`, `leave_one_out` and
         `shapley`, shares of it for `mixture`, weights in [0, 1] for `attention`.
 
     Raises:
-        UsageError: If an argument is unknown or does not fit the field.
+        UsageError: If an argument is unknown or does not fit the field or the method.
 
     Warns:
         SpaceWarning: If `solo` is asked of a decoder whose component images cannot carry space.
         CompletenessWarning: If `tolerance` was not reached with 64 quadrature points.
     """
-    options = Options(points=points, head=head, permutations=permutations, seed=seed)
-    _check(field, tokens, method, options, tolerance, chunk)
+    _check(field, tokens, method, chunk)
+    chosen, told = DECOMPOSITIONS[method], _options(method, options)
     indices = select_tokens(tokens.shape[1], selection)
     coords, shape = resolve_points(field, size, coords, device=tokens.device)
     queries = field.queries(coords)
-    if method == "solo" and (words := missing_space(field)) is not None:
+    if chosen.decodes_alone and (words := missing_space(field)) is not None:
         warnings.warn(words, SpaceWarning, stacklevel=2)
     while True:
-        parts = _in_blocks(field, tokens, queries, indices, method, options, chunk)
+        parts = _in_blocks(field, tokens, queries, indices, chosen, told, chunk)
         error = completeness_error(widen(parts.total)[:, None], widen(parts.base), widen(parts.reconstruction))
-        if tolerance is None or bool((error <= tolerance).all()) or 2 * options.points > MOST_POINTS:
+        if (finer := told.finer(error)) is None:
             break
-        options = replace(options, points=2 * options.points)
-    if tolerance is not None and not bool((error <= tolerance).all()):
-        warnings.warn(
-            f"decompose: with {options.points} quadrature points the completeness error is {float(error.max()):.1e}, "
-            f"above the tolerance of {tolerance:.1e}; more points, or rounding, will not bring it there. The error "
-            "reached is returned. In float64 (field.double(), tokens.double()) smaller ones can be reached.",
-            CompletenessWarning,
-            stacklevel=2,
-        )
+        told = finer
     dtype, standard_error = parts.reconstruction.dtype, parts.standard_error
     return Decomposition(
         method=method,
+        options=told,
         indices=indices,
         components=parts.components.to(dtype).unflatten(2, shape),
         base=parts.base.unflatten(1, shape),
         reconstruction=parts.reconstruction.unflatten(1, shape),
         completeness_error=error,
-        points=options.points if method == "additive" else None,
         standard_error=None if standard_error is None else standard_error.to(dtype).unflatten(2, shape),
     )
+
+
+def _check(field: TokenField, tokens: Tensor, method: str, chunk: int | None) -> None:
+    device_of(tokens)
+    check_method(field, method)
+    if tokens.ndim != 3 or 0 in tokens.shape:
+        raise UsageError(
+            f"decompose: tokens have shape {tuple(tokens.shape)}, expected (batch, tokens, width), none of them 0. "
+            "Pass the tokens of the field: field.encode(images)."
+        )
+    if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
+        raise UsageError(f"decompose: chunk is {chunk!r}, expected a count of at least 1, or None to choose one.")
+
+
+def _options(method: str, given: dict[str, Any]) -> Options:
+    """Return a method's options; refuse one that it does not have, naming the methods that do."""
+    known = _names(DECOMPOSITIONS[method])
+    for name in given:
+        if name not in known:
+            owners = [repr(other) for other, entry in DECOMPOSITIONS.items() if name in _names(entry)]
+            hint = f", which is one of {' and '.join(owners)}" if owners else nearest(name, known)
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise UsageError(f"decompose: method {method!r} has no option {name!r}{hint}; {has}.")
+    return DECOMPOSITIONS[method].options(**given)
+
+
+def _names(method: Method) -> list[str]:
+    return [field.name for field in fields(method.options)]
 
 
 def _in_blocks(
@@ -191,20 +179,19 @@ def _in_blocks(
     tokens: Tokens,
     queries: Queries,
     indices: list[int],
-    method: str,
+    method: Method,
     options: Options,
     chunk: int | None,
 ) -> Parts:
     chunk = chunk or _default_chunk(method, tokens.shape[1], queries)
     images = tokens.split(max(1, chunk // queries.shape[0]))
-    run = DECOMPOSITIONS[method]
-    rows = [[run(field, part, block, indices, options) for block in queries.split(chunk)] for part in images]
+    rows = [[method.run(field, part, block, indices, options) for block in queries.split(chunk)] for part in images]
     return _join([_join(row, axis=1, component_axis=2) for row in rows], axis=0, component_axis=0)
 
 
-def _default_chunk(method: str, num_tokens: int, queries: Queries) -> int:
+def _default_chunk(method: Method, num_tokens: int, queries: Queries) -> int:
     """Estimate what a (image, point) pair takes: weights of all heads, and hidden units of one or every token."""
-    readouts = num_tokens if method in ("leave_one_out", "shapley") else 1
+    readouts = num_tokens if method.holds_every_token else 1
     return max(1, BLOCK_BYTES // ((16 * num_tokens + 8 * queries.shape[1] * readouts) * queries.element_size()))
 
 
@@ -223,31 +210,3 @@ def _join(blocks: list[Parts], *, axis: int, component_axis: int) -> Parts:
         reconstruction=join("reconstruction", axis),
         standard_error=None if blocks[0].standard_error is None else join("standard_error", component_axis),
     )
-
-
-def _check(
-    field: TokenField, tokens: Tensor, method: str, options: Options, tolerance: float | None, chunk: int | None
-) -> None:
-    device_of(tokens)
-    if not isinstance(method, str) or method not in DECOMPOSITIONS:
-        raise UsageError(f"decompose: unknown method {method!r}, expected one of {', '.join(DECOMPOSITIONS)}.")
-    check_method(field, method)
-    if tokens.ndim != 3 or 0 in tokens.shape:
-        raise UsageError(
-            f"decompose: tokens have shape {tuple(tokens.shape)}, expected (batch, tokens, width), none of them 0. "
-            "Pass the tokens of the field: field.encode(images)."
-        )
-    if not 1 <= options.points <= MOST_POINTS:
-        raise UsageError(f"decompose: points is {options.points}, expected 1 to {MOST_POINTS} quadrature points.")
-    if options.permutations < 4 or options.permutations % 2:
-        raise UsageError(
-            f"decompose: permutations is {options.permutations}, expected an even number of at least 4: each order "
-            "is taken with its reverse, and a standard error needs two such pairs."
-        )
-    if tolerance is not None and (method != "additive" or not tolerance > 0):
-        raise UsageError(
-            f"decompose: tolerance {tolerance} with method {method!r}; expected a number above 0, with 'additive', "
-            "whose quadrature points it chooses."
-        )
-    if chunk is not None and chunk < 1:
-        raise UsageError(f"decompose: chunk is {chunk}, expected at least 1, or None to choose one.")

@@ -1,23 +1,26 @@
+import re
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tdsm.base.errors import SpaceWarning, UsageError
-from tdsm.decomposition.decompose import DECOMPOSITIONS, decompose, methods_for
+from tdsm.decomposition import DECOMPOSITIONS, REDUCTIONS, decompose, methods_for
 from tdsm.decomposition.measures import completeness_error
-from tdsm.decomposition.reduce import REDUCTIONS, reduce_components
+from tdsm.decomposition.methods import _default_chunk
+from tdsm.decomposition.reduce import reduce_components
 from tdsm.decomposition.solo import component_images
 from tdsm.tokenfield.coords import grid
 from tests.conftest import small_field
 
 SIZE = (5, 4)
 METHODS = list(DECOMPOSITIONS)
-ADDS_UP = ["additive", "shapley", "mixture"]
+FEW = {"additive": {"points": 8}, "shapley": {"permutations": 4}}  # options that leave the tests quick
 
 
 def run(field, tokens, method, **options):
-    options = {"size": SIZE, "points": 8, "permutations": 4} | options
+    options = {"size": SIZE} | FEW.get(method, {}) | options
     if "coords" in options:
         del options["size"]
     return decompose(field, tokens, method=method, **options)
@@ -43,7 +46,7 @@ def test_shapes_are_one(field, tokens, method):
     assert parts.base.shape == parts.reconstruction.shape == (2, *SIZE, 3)
     assert parts.completeness_error.shape == (2,)
     assert (parts.standard_error is not None) == (method == "shapley")
-    assert (parts.points is not None) == (method == "additive")
+    assert parts.options == DECOMPOSITIONS[method].options(**FEW.get(method, {}))
 
 
 def test_the_reconstruction_is_the_fields(field, tokens, method):
@@ -54,7 +57,7 @@ def test_the_completeness_error_is_that_of_all_components(field, tokens, method)
     parts = run(field, tokens, method)
     expected = completeness_error(parts.components, parts.base, parts.reconstruction)
     torch.testing.assert_close(parts.completeness_error, expected, rtol=1e-9, atol=1e-12)
-    assert (parts.completeness_error.max() < 1e-3) == (method in ADDS_UP)
+    assert (parts.completeness_error.max() < 1e-3) == DECOMPOSITIONS[method].adds_up
 
 
 def test_a_selection_takes_components_and_keeps_the_error(field, tokens, method):
@@ -77,9 +80,9 @@ def test_chunks_change_nothing(field, tokens, method, chunk):
 
 def test_permuting_tokens_permutes_components(field, tokens, method):
     order = [2, 4, 0, 1, 3]
-    permutations = 200 if method == "shapley" else 4
-    parts = run(field, tokens, method, permutations=permutations)
-    permuted = run(field, tokens[:, order], method, permutations=permutations)
+    many = {"permutations": 200} if method == "shapley" else {}
+    parts = run(field, tokens, method, **many)
+    permuted = run(field, tokens[:, order], method, **many)
     if method == "shapley":  # other orders are drawn
         spread = (parts.standard_error[:, order].square() + permuted.standard_error.square()).sqrt()
         deviation = (permuted.components - parts.components[:, order]) / spread
@@ -91,8 +94,8 @@ def test_permuting_tokens_permutes_components(field, tokens, method):
 def test_equal_tokens_get_equal_components(field, tokens, method):
     tokens = tokens.clone()
     tokens[:, 3] = tokens[:, 1]
-    permutations = 200 if method == "shapley" else 4
-    parts = run(field, tokens, method, permutations=permutations)
+    many = {"permutations": 200} if method == "shapley" else {}
+    parts = run(field, tokens, method, **many)
     difference = parts.components[:, 3] - parts.components[:, 1]
     if method == "shapley":
         spread = parts.standard_error[:, [1, 3]].square().sum(1).sqrt()
@@ -116,7 +119,7 @@ def test_any_coordinates(field, tokens, method):
 @pytest.mark.parametrize(("num_axes", "size"), [(1, (6,)), (3, (2, 3, 2))], ids=["audio", "volume"])
 def test_any_number_of_axes(method, num_axes, size):
     field = small_field(num_axes=num_axes, channels=2, has_masks=method == "mixture")
-    parts = decompose(field, torch.randn(2, 5, 14).double(), size, method=method, permutations=4)
+    parts = decompose(field, torch.randn(2, 5, 14).double(), size, method=method, **FEW.get(method, {}))
     assert parts.components.shape == (2, 5, *size, 2)
 
 
@@ -153,7 +156,7 @@ def test_only_solo_is_warned_of_missing_space(tokens, method, changes):
     field = small_field(**changes)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        parts = run(field, tokens, method, points=64)
+        parts = run(field, tokens, method, **({"points": 64} if method == "additive" else {}))
     assert [w.category for w in caught] == ([SpaceWarning] if method == "solo" else [])
     assert parts.components.shape == (2, 5, *SIZE, 3)
 
@@ -188,7 +191,10 @@ def test_attention_weights_sum_to_one_head_by_head(field, tokens):
         ({"method": "additive", "points": 65}, "points is 65"),
         ({"method": "additive", "tolerance": 0.0}, "tolerance"),
         ({"method": "additive", "tolerance": float("nan")}, "tolerance"),
-        ({"method": "shapley", "tolerance": 1e-3}, "with 'additive'"),
+        ({"method": "shapley", "tolerance": 1e-3}, "no option 'tolerance', which is one of 'additive'; it has perm"),
+        ({"method": "additive", "pionts": 3}, "no option 'pionts', perhaps you meant 'points'; it has points, tol"),
+        ({"points": 3}, "'solo' has no option 'points'.*; it has none"),
+        ({"method": "additve"}, "perhaps you meant 'additive'"),
         ({"method": "shapley", "permutations": 2}, "permutations is 2"),
         ({"method": "shapley", "permutations": 5}, "even"),
         ({"method": "attention", "head": 2}, "0 to 1"),
@@ -209,3 +215,15 @@ def test_what_does_not_fit_is_said(field, tokens, options, words):
 def test_no_tokens_are_refused(field, shape):
     with pytest.raises(UsageError, match="none of them 0"):
         decompose(field, torch.zeros(shape).double(), SIZE)
+
+
+def test_the_table_of_the_docstring_is_the_registry():
+    rows = re.findall(r"^\s+\| (`\w+` \| .*) \|$", decompose.__doc__, re.MULTILINE)
+    assert rows == [f"`{n}` | {m.question} | {'yes' if m.adds_up else 'no'}" for n, m in DECOMPOSITIONS.items()]
+
+
+def test_a_method_that_holds_every_token_gets_smaller_blocks(field):
+    queries, method = field.queries(grid(SIZE)), DECOMPOSITIONS["leave_one_out"]
+    few = _default_chunk(method, 200, queries)
+    assert few < _default_chunk(replace(method, holds_every_token=False), 200, queries) / 8
+    assert few == 64 * 2**20 // ((16 * 200 + 8 * 16 * 200) * 8)
