@@ -25,7 +25,7 @@ FULL = ["--preset", "cifar10-reference", "--train.precision", "bfloat16", "--tra
 TINY = ["--data.max-train", "200", "--data.max-test", "100", "--train.steps", "20", "--train.precision", "bfloat16"]
 TINY += ["--train.warmup-steps", "2", "--train.batch-size", "16", "--probe.epochs", "2", "--field.num-latents", "4"]
 TINY += ["--field.widths", "16", "--field.mapping-dim", "8", "--field.processor-depth", "1"]
-REGIMES = ["--head.pool", "cnn", "--head.width", "128", "--head.depth", "4", "--augment.flip"]
+REGIMES = ["--head.kind", "cnn", "--head.width", "128", "--head.depth", "4", "--augment.flip"]
 
 
 def steps(run: Path, source: str, rehearse: bool) -> list[list[str]]:

@@ -75,7 +75,7 @@ def test_every_entry_is_described_and_survives_json(model):
         (FieldConfig, {"processor_depth": -1}),
         (HeadConfig, {"kernel_size": 2}),
         (HeadConfig, {"dropout": 1.0}),
-        (HeadConfig, {"pool": "mean"}),
+        (HeadConfig, {"kind": "mean"}),
         (TrainConfig, {"steps": -1}),
         (TrainConfig, {"learning_rate": 0}),
         (TrainConfig, {"context_fraction": 0}),

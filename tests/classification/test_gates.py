@@ -12,7 +12,7 @@ from tdsm.classification.probe import Samples, fit_head
 from tdsm.features.store import FeatureRows
 from tdsm.study.tokens import draw
 
-HEAD, PROBE = HeadConfig(pool="avg"), ProbeConfig(epochs=24, batch_size=32, learning_rates=(1e-2,))
+HEAD, PROBE = HeadConfig(kind="avg"), ProbeConfig(epochs=24, batch_size=32, learning_rates=(1e-2,))
 CARRIERS = [2, 7, 11]
 
 
@@ -47,7 +47,7 @@ def test_draws_are_in_proportion_to_the_scores():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_closed_token_shows_the_mean_of_training_maps(channels):
-    classifier = make_head(HeadConfig(pool="flatten"), 12 * channels, 4, (3, 3))
+    classifier = make_head(HeadConfig(kind="flatten"), 12 * channels, 4, (3, 3))
     classifier.fit_statistics(torch.randn(12 * channels), torch.rand(12 * channels) + 0.5)
     gated = GatedClassifier(classifier, TokenGate(12, 3, seed=0)).eval()
     gated.gate.scores.data[CARRIERS] = 1.0

@@ -147,7 +147,7 @@ def test_dropout_is_for_training_only(maps):
 @pytest.mark.parametrize(
     ("arguments", "options", "words"),
     [
-        ((MAPS, CLASSES, "mean"), {}, "unknown pool 'mean', expected one of avg, max"),
+        ((MAPS, CLASSES, "mean"), {}, "unknown head 'mean'; expected one of avg, max"),
         ((0, CLASSES), {}, "num_tokens 0"),
         ((MAPS, 0), {}, "num_classes 0"),
         ((MAPS, CLASSES, "flatten", (0, 4)), {}, r"size \(0, 4\)"),

@@ -29,7 +29,7 @@ def everything(samples: Samples) -> torch.Tensor:
 
 
 def fit(head="avg", train=None, validation=None, config=PROBE, seed=0):
-    return fit_head(HeadConfig(pool=head), train or make(60, 1), validation or make(30, 2), 3, config, seed, "cpu")
+    return fit_head(HeadConfig(kind=head), train or make(60, 1), validation or make(30, 2), 3, config, seed, "cpu")
 
 
 def weights(choice):
@@ -119,7 +119,7 @@ def test_features_are_standardised_by_the_training_samples():
 
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.5}])
 def test_equal_seeds_give_equal_weights_whatever_was_drawn_before(options):
-    head = HeadConfig(pool="flatten", **options)
+    head = HeadConfig(kind="flatten", **options)
     fitted = []
     for seed in (0, 0, 1):
         torch.rand(7)

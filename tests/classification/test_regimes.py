@@ -103,8 +103,8 @@ def test_a_finished_seed_is_not_trained_again(run, monkeypatch):
 
 def test_results_of_other_settings_are_not_taken_for_these(run):
     train_regime(run, config(), 0)
-    with pytest.raises(UsageError, match=r"other settings: head.pool: avg -> max\. Use the same, or remove"):
-        train_regime(run, config(head={"pool": "max"}), 0)
+    with pytest.raises(UsageError, match=r"other settings: head.kind: avg -> max\. Use the same, or remove"):
+        train_regime(run, config(head={"kind": "max"}), 0)
     assert train_regime(run, config(seeds=2), 1)["seed"] == 1
 
 
@@ -261,7 +261,7 @@ def test_averaged_weights_are_the_ones_judged(run):
 
 def test_the_table_has_a_line_a_regime_with_seeds_averaged():
     def result(regime, seed, accuracy):
-        head = {"settings": {"head": {"pool": "avg"}}, "n_test": 100, "validation_accuracy": 0.5}
+        head = {"settings": {"head": {"kind": "avg"}}, "n_test": 100, "validation_accuracy": 0.5}
         return head | {"regime": regime, "seed": seed, "accuracy": accuracy, "psnr_before": 20.0, "psnr_after": 19.5}
 
     text = regimes_markdown([result("frozen", 0, 0.4), result("finetune", 0, 0.5), result("finetune", 1, 0.6)])
@@ -273,7 +273,7 @@ def test_the_command_trains_every_seed_and_tabulates_all_regimes(tmp_path, capsy
     path = demo(tmp_path / "run")
     options = ["--epochs", 1, "--batch-size", 36]
     assert tdsm("finetune", path, "--regime", "frozen", *options) == 0
-    assert tdsm("finetune", path, "--seeds", 2, "--head.pool", "max", *options) == 0
+    assert tdsm("finetune", path, "--seeds", 2, "--head.kind", "max", *options) == 0
     captured = capsys.readouterr()
     assert captured.out.splitlines()[-1] == f"{path}/regimes.md"
     text = (path / "regimes.md").read_text()

@@ -20,8 +20,8 @@ def test_a_row_reads_features_that_are_extracted(name, features):
     height, width, maps = features[row.features].shape[1:]
     assert row.meaning
     if row.head is not None:
-        options = row.head.model_dump(exclude={"pool"})
-        classifier = TDSMClassifier(maps, 7, row.head.pool, (height, width), **options)
+        options = row.head.model_dump(exclude={"kind"})
+        classifier = TDSMClassifier(maps, 7, row.head.kind, (height, width), **options)
         assert classifier(features[row.features].float()).shape == (2, 7)
 
 
@@ -33,9 +33,9 @@ def test_rows_of_the_method_are_trained_and_read_maps():
 
 
 def test_every_head_and_every_promised_baseline_is_in_the_table():
-    heads = {row.head.pool for row in ROWS.values() if row.head is not None}
+    heads = {row.head.kind for row in ROWS.values() if row.head is not None}
     assert heads == set(HEADS)
-    described = {(row.features, row.head.pool if row.head else "knn", row.is_trained) for row in ROWS.values()}
+    described = {(row.features, row.head.kind if row.head else "knn", row.is_trained) for row in ROWS.values()}
     assert described >= {
         ("pixels", "flatten", True),
         ("pixels", "knn", True),

@@ -133,7 +133,7 @@ def test_differences_are_paired_with_random_choice_of_as_many_tokens():
 
 
 def test_the_table_names_the_tokens_of_every_seed_and_their_overlap():
-    settings = {"seeds": 2, "epochs": 2, "head": {"pool": "avg"}}
+    settings = {"seeds": 2, "epochs": 2, "head": {"kind": "avg"}}
     text = token_study_markdown({"settings": settings, "num_tokens": 3, "test_images": 200}, found(GOOD, BAD, BAD))
     assert "| 2 | learned | 1 | 0.33 |" in text
     assert overlap([[0, 1], [0, 1], [2, 3]]) == pytest.approx(1 / 3)
@@ -141,13 +141,13 @@ def test_the_table_names_the_tokens_of_every_seed_and_their_overlap():
 
 def test_the_command_writes_table_numbers_and_picture(tmp_path, capsys):
     path = demo(tmp_path / "run")
-    options = ["--seeds", 1, "--epochs", 1, "--learning-rates", 0.01, "--head.pool", "max"]
+    options = ["--seeds", 1, "--epochs", 1, "--learning-rates", 0.01, "--head.kind", "max"]
     assert tdsm("study", "tokens", path, *options, "--counts", 2, 1) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{path}/study-tokens.md\n"
     assert (path / "study-tokens.md").read_text() in captured.err
     kept = json.loads((path / "study-tokens.json").read_text())
-    assert kept["settings"]["head"]["pool"] == "max"
+    assert kept["settings"]["head"]["kind"] == "max"
     assert {row["count"] for row in kept["rows"]} == {1, 2, 4}
     assert all("is_right" not in row for row in kept["rows"])
     assert Image.open(path / "study-tokens.png").width > 1000

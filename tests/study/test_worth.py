@@ -106,7 +106,7 @@ def test_a_random_expansion_depends_on_the_values_alone():
 @pytest.mark.parametrize(("pool", "size"), [("flatten", (4, 4)), ("cnn", (8, 8)), ("transformer", (16, 1))])
 def test_heads_are_as_wide_as_the_budget_allows(pool, size):
     def parameters(head):
-        return count_parameters(TDSMClassifier(12, 10, pool, size, **head.model_dump(exclude={"pool"})))
+        return count_parameters(TDSMClassifier(12, 10, pool, size, **head.model_dump(exclude={"kind"})))
 
     head = head_of_size(pool, 12, size, 10, 20_000)
     option = module.WIDTHS[pool]

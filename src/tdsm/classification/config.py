@@ -4,16 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tdsm.base.settings import Positive, Settings
+from tdsm.base.settings import Choice, Positive, Settings
+from tdsm.classification.registry import HEADS
 from tdsm.data.config import AugmentConfig
 
 
 class HeadConfig(Settings):
     """What stands between maps and class scores."""
 
-    pool: Literal["avg", "max", "flatten", "cnn", "attention", "transformer"] = Field(
-        "avg", description="Kind of head."
-    )
+    kind: Annotated[str, Choice(HEADS)] = Field("avg", description="Kind of head.")
     hidden_dim: int = Field(0, ge=0, description="Hidden width of the MLP after `flatten`; 0 is a linear layer.")
     kernel_size: Literal[1, 3] = Field(3, description="Window of the convolutions of `cnn`.")
     width: Positive = Field(64, description="Channels of `cnn`, width of `transformer`.")

@@ -160,7 +160,7 @@ def _fit_once(
             order = torch.randperm(len(train.features), generator=generator(seed, "head order", epoch))
             loss = train_epoch(classifier, train.batches(order, config.batch_size), optimizer, schedule, device)
             if not math.isfinite(loss):
-                raise NonFiniteError(f"head {head.pool}: the loss is {loss} at learning rate {rate}.")
+                raise NonFiniteError(f"head {head.kind}: the loss is {loss} at learning rate {rate}.")
             if (accuracy := accuracy_of(classifier, validation, device)) > best:
                 best, epoch_of_best = accuracy, epoch + 1
                 weights = {name: value.clone() for name, value in classifier.state_dict().items()}

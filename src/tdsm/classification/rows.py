@@ -8,6 +8,7 @@ the reconstruction, and the same features of a field that was never trained.
 from dataclasses import dataclass
 from typing import Literal
 
+from tdsm.base.registry import Registry
 from tdsm.classification.config import HeadConfig
 
 
@@ -22,34 +23,39 @@ class Row:
     is_trained: bool = True
 
 
-LINEAR = HeadConfig(pool="flatten")
-AVERAGE = HeadConfig(pool="avg")
-CNN = HeadConfig(pool="cnn", kernel_size=3, width=32)
+LINEAR = HeadConfig(kind="flatten")
+AVERAGE = HeadConfig(kind="avg")
+CNN = HeadConfig(kind="cnn", kernel_size=3, width=32)
 
-ROWS: dict[str, Row] = {
-    "tdsm-avg": Row("tdsm", "tdsm", AVERAGE, "spatial average of each map, linear: the plain recipe"),
-    "tdsm-max": Row("tdsm", "tdsm", HeadConfig(pool="max"), "spatial maximum of each map, linear"),
-    "tdsm-flatten": Row("tdsm", "tdsm", LINEAR, "all values of all maps, linear"),
-    "tdsm-mlp": Row("tdsm", "tdsm", HeadConfig(pool="flatten", hidden_dim=64), "all values, one hidden layer"),
-    "tdsm-cnn1": Row("tdsm", "tdsm", HeadConfig(pool="cnn", kernel_size=1), "1×1 convolutions, average"),
-    "tdsm-cnn3": Row("tdsm", "tdsm", CNN, "3×3 convolutions, average"),
-    "tdsm-attention": Row("tdsm", "tdsm", HeadConfig(pool="attention"), "tokens weighed at each location"),
-    "tdsm-attention-global": Row(
-        "tdsm", "tdsm", HeadConfig(pool="attention", attention_scope="global"), "tokens weighed once an image"
-    ),
-    "tdsm-knn": Row("tdsm", "tdsm", None, "nearest neighbours of all map values"),
-    "pixels-linear": Row("baseline", "pixels", LINEAR, "raw pixels, linear"),
-    "pixels-knn": Row("baseline", "pixels", None, "nearest neighbours of raw pixels"),
-    "pixels-cnn3": Row("baseline", "pixels", CNN, "the CNN of tdsm-cnn3, on raw pixels"),
-    "reconstruction-linear": Row("baseline", "reconstruction", LINEAR, "the decoded image, linear"),
-    "reconstruction-cnn3": Row("baseline", "reconstruction", CNN, "the CNN of tdsm-cnn3, on the decoded image"),
-    "tokens-mean": Row("baseline", "tokens", AVERAGE, "average of the tokens, linear"),
-    "tokens-flatten": Row("baseline", "tokens", LINEAR, "all tokens, linear"),
-    "tokens-transformer": Row(
-        "baseline", "tokens", HeadConfig(pool="transformer"), "a small transformer on the tokens"
-    ),
-    "values-flatten": Row("baseline", "values", LINEAR, "token values c_k, all a component image depends on, linear"),
-    "untrained-tokens-flatten": Row("baseline", "tokens", LINEAR, "tokens of an untrained field, linear", False),
-    "untrained-tdsm-avg": Row("baseline", "tdsm", AVERAGE, "tdsm-avg of an untrained field", False),
-    "untrained-tdsm-cnn3": Row("baseline", "tdsm", CNN, "tdsm-cnn3 of an untrained field", False),
-}
+ROWS: Registry[Row] = Registry(
+    "row",
+    {
+        "tdsm-avg": Row("tdsm", "tdsm", AVERAGE, "spatial average of each map, linear: the plain recipe"),
+        "tdsm-max": Row("tdsm", "tdsm", HeadConfig(kind="max"), "spatial maximum of each map, linear"),
+        "tdsm-flatten": Row("tdsm", "tdsm", LINEAR, "all values of all maps, linear"),
+        "tdsm-mlp": Row("tdsm", "tdsm", HeadConfig(kind="flatten", hidden_dim=64), "all values, one hidden layer"),
+        "tdsm-cnn1": Row("tdsm", "tdsm", HeadConfig(kind="cnn", kernel_size=1), "1×1 convolutions, average"),
+        "tdsm-cnn3": Row("tdsm", "tdsm", CNN, "3×3 convolutions, average"),
+        "tdsm-attention": Row("tdsm", "tdsm", HeadConfig(kind="attention"), "tokens weighed at each location"),
+        "tdsm-attention-global": Row(
+            "tdsm", "tdsm", HeadConfig(kind="attention", attention_scope="global"), "tokens weighed once an image"
+        ),
+        "tdsm-knn": Row("tdsm", "tdsm", None, "nearest neighbours of all map values"),
+        "pixels-linear": Row("baseline", "pixels", LINEAR, "raw pixels, linear"),
+        "pixels-knn": Row("baseline", "pixels", None, "nearest neighbours of raw pixels"),
+        "pixels-cnn3": Row("baseline", "pixels", CNN, "the CNN of tdsm-cnn3, on raw pixels"),
+        "reconstruction-linear": Row("baseline", "reconstruction", LINEAR, "the decoded image, linear"),
+        "reconstruction-cnn3": Row("baseline", "reconstruction", CNN, "the CNN of tdsm-cnn3, on the decoded image"),
+        "tokens-mean": Row("baseline", "tokens", AVERAGE, "average of the tokens, linear"),
+        "tokens-flatten": Row("baseline", "tokens", LINEAR, "all tokens, linear"),
+        "tokens-transformer": Row(
+            "baseline", "tokens", HeadConfig(kind="transformer"), "a small transformer on the tokens"
+        ),
+        "values-flatten": Row(
+            "baseline", "values", LINEAR, "token values c_k, all a component image depends on, linear"
+        ),
+        "untrained-tokens-flatten": Row("baseline", "tokens", LINEAR, "tokens of an untrained field, linear", False),
+        "untrained-tdsm-avg": Row("baseline", "tdsm", AVERAGE, "tdsm-avg of an untrained field", False),
+        "untrained-tdsm-cnn3": Row("baseline", "tdsm", CNN, "tdsm-cnn3 of an untrained field", False),
+    },
+)

@@ -49,7 +49,7 @@ def _line(results: Sequence[dict], bound: Interval, right: Bool[Tensor, "seeds s
     accuracies = right.double().mean(dim=1)
     return [
         results[0]["regime"],
-        results[0]["settings"]["head"]["pool"],
+        results[0]["settings"]["head"]["kind"],
         str(len(results)),
         percent(bound.value),
         percent(accuracies.std().item()) if len(results) > 1 else NOTHING,

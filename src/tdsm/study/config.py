@@ -37,7 +37,7 @@ class ObjectiveStudyConfig(Settings):
     steps: Positive = Field(1000, description="Training steps of each field; all else is the run's.")
     images: int = Field(256, ge=2, description="Test images whose components are measured, the first ones.")
     size: tuple[Positive, Positive] | None = Field((16, 16), description="Height and width of maps; not set: images'.")
-    head: HeadConfig = Field(HeadConfig(pool="flatten"), description="The probe, on maps and on tokens.")
+    head: HeadConfig = Field(HeadConfig(kind="flatten"), description="The probe, on maps and on tokens.")
     epochs: Positive = Field(20, description="Passes of the probe over the training features.")
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (1e-4, 1e-3), min_length=1, description="Learning rates of the probe tried; validation chooses."

@@ -96,7 +96,7 @@ def objectives_markdown(rows: list[dict], config: ObjectiveStudyConfig) -> str:
         "tokens, from every fourth, and from one, mean over tokens. Components are those of the first "
         f"{first['images']} test images. Adds up to: ‖base + Σ I_k − reconstruction‖ / ‖reconstruction − base‖, of "
         "solo decoding and of the decomposition made for it: additive with 3 points, or the mixture. Redundancy and "
-        f"effective rank: of the solo components. Probe: {config.head.pool} on the TDSM and on the tokens, "
+        f"effective rank: of the solo components. Probe: {config.head.kind} on the TDSM and on the tokens, "
         f"{first['train_images']} training and {first['test_images']} test images, learning rate and epoch chosen on "
         f"validation; one field's accuracy is uncertain by ± {100 * first['half_width']:.1f} points, the test images "
         "being a sample.\n"

@@ -68,7 +68,7 @@ def token_study_markdown(study: dict, summaries: Sequence[Summary]) -> str:
         ),
         "",
         f"Accuracy in per cent on {study['test_images']} test images: mean and standard deviation over "
-        f"{settings['seeds']} seeds. The same {settings['head']['pool']} head from scratch on the maps of the tokens "
+        f"{settings['seeds']} seeds. The same {settings['head']['kind']} head from scratch on the maps of the tokens "
         f"kept; learning rate and epoch are chosen on validation, {settings['epochs']} epochs. Difference: to random "
         "choice of as many tokens, in points, with a 95 % interval over the same test images. It takes the chosen "
         "tokens as given; what another draw of random tokens would change, the deviation shows.",

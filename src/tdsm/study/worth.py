@@ -113,7 +113,7 @@ def head_of_size(
     """
 
     def make(width: int) -> HeadConfig:
-        return HeadConfig.model_validate({"pool": pool, WIDTHS[pool]: width, **options})
+        return HeadConfig.model_validate({"kind": pool, WIDTHS[pool]: width, **options})
 
     def count(width: int) -> int:
         with torch.device("meta"):
