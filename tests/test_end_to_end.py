@@ -111,6 +111,7 @@ def test_colour_and_sides_that_differ_and_every_option(tmp_path, capsys):
         data={"source": str(source)},
         train__augment={"crop": 1, "flip": True},
         train__num_queries=30,
+        train__objectives={"full": 0, "sparse_context": 1},
         train__context_fraction=0.5,
         maps={"reduction": "rgb", "selection": "stride:2", "size": (6, 7)},
         probe__views=1,

@@ -1,19 +1,18 @@
-from typing import get_args
-
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from tdsm.base.settings import Settings
 from tdsm.bench.config import BenchConfig
 from tdsm.classification.config import HeadConfig, LearningRates, ProbeConfig, RegimeConfig
-from tdsm.classification.heads import HEADS
-from tdsm.data.config import AugmentConfig, Channels, DataConfig
-from tdsm.decomposition import REDUCTIONS, STRATEGIES
+from tdsm.classification.registry import HEADS
+from tdsm.data.config import AugmentConfig, DataConfig
+from tdsm.decomposition import DECOMPOSITIONS, REDUCTIONS, STRATEGIES
 from tdsm.features.config import MapConfig
 from tdsm.models.config import FieldConfig
 from tdsm.pipeline.config import RunConfig
 from tdsm.study.config import AnalysisConfig, ObjectiveStudyConfig, StudyConfig, TokenStudyConfig
-from tdsm.training.config import ObjectiveWeights, TrainConfig
+from tdsm.training.config import TrainConfig
+from tdsm.training.registry import OBJECTIVES
 
 MODELS = [
     AnalysisConfig,
@@ -25,7 +24,6 @@ MODELS = [
     LearningRates,
     MapConfig,
     ObjectiveStudyConfig,
-    ObjectiveWeights,
     ProbeConfig,
     RegimeConfig,
     RunConfig,
@@ -35,15 +33,30 @@ MODELS = [
 ]
 
 
-def choices(model: type[BaseModel], name: str) -> tuple:
-    return get_args(model.model_fields[name].annotation)
+@pytest.mark.parametrize(
+    ("model", "entry", "registry"),
+    [
+        (HeadConfig, "kind", HEADS),
+        (MapConfig, "method", DECOMPOSITIONS),
+        (MapConfig, "reduction", REDUCTIONS),
+        (MapConfig, "strategy", STRATEGIES),
+    ],
+)
+def test_a_choice_is_a_name_in_its_registry(model, entry, registry):
+    assert [getattr(model(**{entry: name}), entry) for name in registry] == list(registry)
+    with pytest.raises(ValidationError, match=f"unknown {registry.what} .nothing.; expected one of "):
+        model(**{entry: "nothing"})
+    with registry.added("nothing", object()):
+        assert getattr(model(**{entry: "nothing"}), entry) == "nothing"
 
 
-def test_choices_are_the_keys_of_their_dictionaries():
-    assert choices(HeadConfig, "pool") == tuple(HEADS)
-    assert choices(MapConfig, "reduction") == tuple(REDUCTIONS)
-    assert choices(MapConfig, "strategy") == ("auto", *STRATEGIES)
-    assert choices(DataConfig, "channels") == get_args(Channels)
+def test_objectives_are_the_registrys():
+    assert list(TrainConfig().objectives) == list(ObjectiveStudyConfig().objectives) == list(OBJECTIVES)
+    with pytest.raises(ValidationError, match="unknown objective 'nest', perhaps you meant 'nested'"):
+        TrainConfig(objectives={"nest": 1})
+    with OBJECTIVES.added("another", object()):
+        assert TrainConfig(objectives={"another": 2}).objectives["another"] == 2
+        assert TrainConfig().objectives["another"] == 0
 
 
 def test_all_models_are_found():

@@ -169,7 +169,7 @@ def test_runs_without_a_name_get_one_of_their_own(capsys, config, elsewhere):
         (2, ["train", "--seed", "-1"], "greater than or equal to 0"),
         (2, ["train", "--train.steps", "1.5"], "--train.steps"),
         (2, ["train", "--train.learning-rate", "0"], "greater than 0"),
-        (2, ["train", "--maps.reduction", "max"], "'mean', 'rgb', 'l2'"),
+        (2, ["train", "--maps.reduction", "max"], "expected one of mean, rgb, l2"),
         (2, ["train", "--maps.size", "0", "4"], "greater than or equal to 1"),
         (2, ["train", "--data.validation-fraction", "0"], "greater than 0"),
         (2, ["train", "--config"], "Expected 1 values"),

@@ -95,7 +95,7 @@ def test_an_unknown_preset_is_named_with_those_there_are():
         ("train: {steps: -1}", "train.steps is -1: input should be greater than or equal to 0"),
         ("field: {widths: 8}", "field.widths is 8: "),
         ("field: {widths: [8, 0]}", "field.widths.1 is 0: "),
-        ("maps: {reduction: max}", "maps.reduction is 'max': input should be 'mean', 'rgb' or 'l2'"),
+        ("maps: {reduction: max}", "maps.reduction is 'max': unknown reduction 'max'; expected one of mean, rgb, l2"),
         ("data: {source: [a]}", "data.source is ['a']: "),
         ("1: 2", "1"),
         ("- a", "expected settings by name, saw list"),

@@ -37,7 +37,7 @@ def test_fields_differ_in_the_objective_alone(run, rows):
         field = load_field(run.path / module.FOLDER / name / "seed-0")
         assert field.config == run.field.config.model_copy(update={"has_masks": name == "mixture"})
         training = module._training(run, name, 5)
-        assert {key for key, weight in training.objectives if weight} == {name}
+        assert {key for key, weight in training.objectives.items() if weight} == {name}
         assert training.model_copy(update={"objectives": run.config.train.objectives, "steps": 8}) == run.config.train
 
 

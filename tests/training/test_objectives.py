@@ -12,10 +12,11 @@ from tdsm.models.config import FieldConfig
 from tdsm.models.field import NeuralField
 from tdsm.pipeline.field import new_field
 from tdsm.tokenfield.coords import grid
-from tdsm.training.config import ObjectiveWeights, TrainConfig
+from tdsm.training.config import TrainConfig
 from tdsm.training.objectives import (
     OBJECTIVES,
     Draws,
+    Objective,
     check_objectives,
     draw_sizes,
     full,
@@ -54,25 +55,26 @@ def draws(seed, images=4):
 # ---------------------------------------------------------------- every objective
 
 
-def test_weights_have_the_names_of_the_dictionary():
-    assert tuple(ObjectiveWeights.model_fields) == tuple(OBJECTIVES)
+def test_every_objective_has_a_weight_and_full_alone_counts():
+    assert TrainConfig().objectives == {name: float(name == "full") for name in OBJECTIVES}
+    assert TrainConfig(objectives={"nested": 2}).objectives == TrainConfig().objectives | {"nested": 2.0}
 
 
 @pytest.mark.parametrize("queries", [None, 7])
 def test_a_loss_is_finite_and_a_function_of_its_generator(name, queries):
     field, images, config = field_for(name), some_images(), only(name, num_queries=queries)
-    loss = OBJECTIVES[name](field, images, config, draws(1))
+    loss = OBJECTIVES[name].loss(field, images, config, draws(1))
     assert loss.shape == ()
     assert loss.isfinite()
-    assert torch.equal(loss, OBJECTIVES[name](field, images, config, draws(1)))
+    assert torch.equal(loss, OBJECTIVES[name].loss(field, images, config, draws(1)))
     is_drawn = queries is not None or name not in ("full", "mixture")
-    assert torch.equal(loss, OBJECTIVES[name](field, images, config, draws(2))) != is_drawn
+    assert torch.equal(loss, OBJECTIVES[name].loss(field, images, config, draws(2))) != is_drawn
 
 
 def test_gradients_reach_every_weight_that_is_trained(name):
     """A mixture attends to single tokens only, where queries and keys drop out: these are not trained."""
     field = field_for(name)
-    OBJECTIVES[name](field, some_images(), only(name), draws(1)).backward()
+    OBJECTIVES[name].loss(field, some_images(), only(name), draws(1)).backward()
     got = {n for n, p in field.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert got == {n for n, p in field.named_parameters() if p.requires_grad}
     unused = {"decoder_attention.to_q.weight", "decoder_attention.norm.weight", "decoder_attention.norm.bias"}
@@ -154,7 +156,7 @@ def test_subsets_of_tokens_are_decoded_alone(name, sizes, masked):
     counts = draw_sizes(torch.rand(4, generator=random), 5, config).tolist()
     assert len(set(counts)) > 1
     errors = [error(field, images, tokens, b, order[b, : counts[b]].tolist(), range(60)) for b in range(4)]
-    torch.testing.assert_close(OBJECTIVES[name](field, images, config, draws(1)), torch.stack(errors).mean())
+    torch.testing.assert_close(OBJECTIVES[name].loss(field, images, config, draws(1)), torch.stack(errors).mean())
 
 
 def test_a_mixture_weighs_pictures_of_single_tokens():
@@ -170,7 +172,7 @@ def test_a_mixture_weighs_pictures_of_single_tokens():
             share = field.to_mask(y).exp() / field.to_mask(y).exp().sum()
             mixed[b, p] = (share * field.to_channels(y)).sum(0)
     expected = (mixed - images.flatten(2).mT).square().mean()
-    torch.testing.assert_close(OBJECTIVES["mixture"](field, images, only("mixture"), draws(1)), expected)
+    torch.testing.assert_close(OBJECTIVES["mixture"].loss(field, images, only("mixture"), draws(1)), expected)
 
 
 def test_sizes_run_from_one_to_all():
@@ -195,9 +197,9 @@ def test_weights_combine_linearly_and_change_no_draw():
     torch.testing.assert_close(together, sum(weight * alone[name] for name, weight in weights.items()))
 
 
-def test_an_objective_of_weight_zero_is_not_computed(monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "nested", lambda *_: pytest.fail("computed"))
-    training_loss(field_for("full"), some_images(), TrainConfig(), 0, 0)
+def test_an_objective_of_weight_zero_is_not_computed():
+    with OBJECTIVES.added("failing", Objective(lambda *_: pytest.fail("computed"))):
+        training_loss(field_for("full"), some_images(), TrainConfig(), 0, 0)
 
 
 # ---------------------------------------------------------------- settings
@@ -207,20 +209,20 @@ def test_an_objective_of_weight_zero_is_not_computed(monkeypatch):
     ("settings", "words"),
     [
         ({"objectives": {"full": 0}}, "every objective has weight 0.*--train.objectives.full"),
-        ({"objectives": {"mixture": 1}}, "needs a field with masks.*--field.has-masks"),
+        ({"objectives": {"mixture": 1}}, "needs a field whose has_masks is True.*--field.has-masks"),
         ({"objectives": {"sparse_context": 1}, "context_fraction": (0.5, 0.2)}, "the lower bound first"),
-        ({"objectives": {"full": 1}, "context_fraction": 0.5}, "only the objective 'sparse_context' reads it"),
+        (
+            {"objectives": {"full": 1}, "context_fraction": 0.5},
+            "no objective that reads it.*--train.objectives.sparse-context 1",
+        ),
+        ({"context_fraction": 0.5}, "context_fraction is 0.5, but no objective that reads it"),
+        ({"subset_sizes": "uniform"}, "no objective that reads it.*--train.objectives.token-dropout 1"),
     ],
     ids=str,
 )
 def test_what_cannot_be_meant_is_said(settings, words):
     with pytest.raises(UsageError, match=words):
         check_objectives(field_for("full"), TrainConfig(**settings))
-
-
-def test_a_mixture_of_a_field_without_masks_is_refused():
-    with pytest.raises(UsageError, match="needs a field with masks"):
-        OBJECTIVES["mixture"](field_for("full"), some_images(), only("full"), draws(1))
 
 
 @pytest.mark.parametrize(
@@ -243,10 +245,3 @@ def test_flags_set_weights_and_bounds(tmp_path):
     config = write_yaml(tmp_path / "tiny.yaml", train__steps=2)
     flags = ["--train.objectives.full", 0, "--train.objectives.sparse-context", 1, "--train.context-fraction", 0.2, 0.6]
     assert tdsm("train", "--config", config, "--run", tmp_path / "run", *flags) == 0
-
-
-def test_settings_of_before_there_were_objectives_mean_what_they_meant():
-    assert TrainConfig.model_validate({"context_fraction": 1.0}).objectives == ObjectiveWeights()
-    sparse = TrainConfig.model_validate({"context_fraction": 0.5})
-    assert sparse.objectives == ObjectiveWeights(full=0, sparse_context=1)
-    assert TrainConfig.model_validate_json(sparse.model_dump_json()) == sparse

@@ -125,16 +125,14 @@ def test_colours_are_compared_at_the_points_that_were_decoded(queries):
     assert len(field.asked.unique(dim=0)) == len(field.asked)
 
 
-@pytest.mark.parametrize(("fraction", "kept"), [(1.0, None), (0.25, 15), (0.001, 1)])
+@pytest.mark.parametrize(("fraction", "kept"), [(1.0, 60), (0.25, 15), (0.001, 1)])
 def test_a_share_of_the_pixels_is_encoded_each_image_its_own(fraction, kept):
     images, field = torch.rand(3, 1, 6, 10), Memory(tiny().field)
-    training_loss(field, images, TrainConfig(context_fraction=fraction), 0, 1)
-    if kept is None:
-        assert field.keep is None
-        return
+    weights = {"full": 0, "sparse_context": 1}
+    training_loss(field, images, TrainConfig(objectives=weights, context_fraction=fraction), 0, 1)
     assert field.keep.shape == (3, kept)
     assert all(len(set(row)) == kept and set(row) <= set(range(60)) for row in field.keep.tolist())
-    assert kept == 1 or len({tuple(row) for row in field.keep.tolist()}) == 3
+    assert kept in (1, 60) or len({tuple(row) for row in field.keep.tolist()}) == 3
 
 
 def test_the_loss_is_the_mean_squared_error_of_all_points():
@@ -215,7 +213,8 @@ def uninterrupted(tmp_path_factory):
     return path
 
 
-AUGMENTED = {"train__augment": {"crop": 1, "flip": True}, "train__num_queries": 20, "train__context_fraction": 0.5}
+SPARSE = {"train__objectives": {"full": 0, "sparse_context": 1}, "train__context_fraction": 0.5}
+AUGMENTED = {"train__augment": {"crop": 1, "flip": True}, "train__num_queries": 20, **SPARSE}
 
 
 MIXED = {

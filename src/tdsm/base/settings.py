@@ -19,7 +19,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choice:
     """Mark a setting as a name in a registry, read when a value is checked: `Annotated[str, Choice(HEADS)]`.
 

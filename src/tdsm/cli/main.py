@@ -12,6 +12,7 @@ import tyro
 from pydantic import ValidationError
 
 from tdsm.base.errors import ResourceError, TdsmError, UsageError
+from tdsm.cli.flags import FLAGS
 from tdsm.cli.verbs import SHARED, VERBS, Verb
 
 DESCRIPTION = """Token-wise decoded decomposition of neural fields, and classification from its spatial maps.
@@ -65,11 +66,12 @@ def parse(arguments: list[str]) -> Verb:
     first = (_parse_quietly(asked) if asked != arguments else None) or _parse(arguments)
     if (based := first.based()) is first and asked == arguments:
         return first
-    return tyro.cli(type(first), prog=f"tdsm {verb}", args=arguments[1:], default=based)
+    return tyro.cli(type(first), prog=f"tdsm {verb}", args=arguments[1:], default=based, registry=FLAGS)
 
 
 def _parse(arguments: list[str]) -> Verb:
-    return tyro.extras.subcommand_cli_from_dict(VERBS, prog="tdsm", args=arguments, description=DESCRIPTION)
+    with FLAGS:
+        return tyro.extras.subcommand_cli_from_dict(VERBS, prog="tdsm", args=arguments, description=DESCRIPTION)
 
 
 def _parse_quietly(arguments: list[str]) -> Verb | None:

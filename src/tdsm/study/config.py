@@ -1,11 +1,12 @@
 """How the studies ask."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
-from tdsm.base.settings import Positive, Settings
+from tdsm.base.settings import Choice, Positive, Settings
 from tdsm.classification.config import HeadConfig
+from tdsm.training.registry import OBJECTIVES
 
 
 class StudyConfig(Settings):
@@ -30,8 +31,8 @@ class StudyConfig(Settings):
 class ObjectiveStudyConfig(Settings):
     """How the study of objectives asks: one field an objective, all else equal."""
 
-    objectives: tuple[Literal["full", "sparse_context", "token_dropout", "nested", "mixture"], ...] = Field(
-        ("full", "sparse_context", "token_dropout", "nested", "mixture"), min_length=1, description="Which objectives."
+    objectives: tuple[Annotated[str, Choice(OBJECTIVES)], ...] = Field(
+        default_factory=lambda: tuple(OBJECTIVES), min_length=1, description="Which objectives."
     )
     seeds: Positive = Field(1, description="Seeds of field and head.")
     steps: Positive = Field(1000, description="Training steps of each field; all else is the run's.")

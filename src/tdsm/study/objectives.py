@@ -31,8 +31,9 @@ from tdsm.pipeline.run import Run
 from tdsm.study.answers import Z, fit_and_test, markdown_table
 from tdsm.study.config import ObjectiveStudyConfig
 from tdsm.study.keep import SPLITS, subsets
-from tdsm.training.config import ObjectiveWeights, TrainConfig
+from tdsm.training.config import TrainConfig, objective_weights
 from tdsm.training.reconstruction import check_training
+from tdsm.training.registry import OBJECTIVES
 
 FOLDER, RESULT = "study-objectives", "result.json"
 FEATURES = ("solo", "tokens")
@@ -119,12 +120,12 @@ def _shown(key: str, value: float) -> str:
 
 
 def _training(run: Run, name: str, steps: int) -> TrainConfig:
-    weights = ObjectiveWeights.model_validate({"full": 0, name: 1})
+    weights = objective_weights({"full": 0.0} | {name: 1.0})
     return run.config.train.model_copy(update={"objectives": weights, "steps": steps})
 
 
 def _start(run: Run, name: str, seed: int) -> NeuralField:
-    config = run.field.config.model_copy(update={"has_masks": name == "mixture"})
+    config = run.field.config.model_copy(update={"has_masks": False, **OBJECTIVES[name].needs})
     return new_field(config, derive_seed(run.config.seed, "objectives", seed))
 
 

@@ -1,21 +1,26 @@
 """How a field is trained to reconstruct."""
 
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field
 
-from tdsm.base.settings import Positive, Settings, Share
+from tdsm.base.settings import Choice, Positive, Settings, Share
 from tdsm.data.config import AugmentConfig
+from tdsm.training.registry import OBJECTIVES
 
 
-class ObjectiveWeights(Settings):
-    """How much each objective counts in a step's loss; 0 leaves it out. The equations: docs/method.md."""
+def objective_weights(given: dict[str, float]) -> dict[str, float]:
+    """Return the weight of every objective there is: 1 of `full` and 0 of the others where none is given.
 
-    full: float = Field(1.0, ge=0, description="Weight of reconstructing from all pixels and all tokens.")
-    sparse_context: float = Field(0.0, ge=0, description="Of reconstructing from a random share of the pixels.")
-    token_dropout: float = Field(0.0, ge=0, description="Of reconstructing from random subsets of the tokens.")
-    nested: float = Field(0.0, ge=0, description="Of reconstructing from the first n tokens, n random.")
-    mixture: float = Field(0.0, ge=0, description="Of reconstructing by masks; needs --field.has-masks.")
+    >>> objective_weights({"nested": 0.5})
+    {'full': 1.0, 'sparse_context': 0.0, 'token_dropout': 0.0, 'nested': 0.5, 'mixture': 0.0}
+    """
+    return {name: float(given.get(name, name == "full")) for name in OBJECTIVES}
+
+
+ObjectiveWeights = Annotated[
+    dict[Annotated[str, Choice(OBJECTIVES)], Annotated[float, Field(ge=0)]], AfterValidator(objective_weights)
+]
 
 
 class TrainConfig(Settings):
@@ -31,7 +36,10 @@ class TrainConfig(Settings):
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     gradient_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     num_queries: int | None = Field(None, ge=1, description="Random points decoded a step; all points if not set.")
-    objectives: ObjectiveWeights = Field(ObjectiveWeights(), description="What the loss is made of.")
+    objectives: ObjectiveWeights = Field(
+        default_factory=lambda: objective_weights({}),
+        description="Weight of each objective in a step's loss; 0 leaves it out. What each descends: docs/method.md.",
+    )
     context_fraction: Share | tuple[Share, Share] = Field(
         (0.1, 1.0), description="Share of the pixels `sparse_context` encodes, or the bounds it is drawn between."
     )
@@ -42,14 +50,6 @@ class TrainConfig(Settings):
     validate_every: Positive = Field(250, description="Steps between measurements on validation images.")
     validation_images: Positive = Field(256, description="Validation images measured, the first ones.")
     checkpoint_every: Positive = Field(250, description="Steps between checkpoints; two are kept.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_share_alone(cls, data: Any) -> Any:
-        """Take a share below 1 without objectives for `sparse_context`, as it was before there were objectives."""
-        if isinstance(data, dict) and "objectives" not in data and data.get("context_fraction", 1) != 1:
-            return data | {"objectives": {"full": 0, "sparse_context": 1}}
-        return data
 
 
 RESUMABLE = (

@@ -6,8 +6,8 @@ With x(q) an image's colour at point q, every objective is a mean of squared err
 points and channels; the points are all of the grid, or `num_queries` random ones. They differ in what is decoded.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from einops import rearrange
@@ -19,6 +19,7 @@ from tdsm.base.randomness import generator
 from tdsm.models.field import NeuralField
 from tdsm.tokenfield.coords import grid
 from tdsm.training.config import TrainConfig
+from tdsm.training.registry import OBJECTIVES
 
 Images = Float[Tensor, "batch channels height width"]
 
@@ -36,7 +37,13 @@ class Draws:
         return torch.rand(self.images, *shape, generator=self.generator)[self.rows]
 
 
-Objective = Callable[[NeuralField, Images, TrainConfig, Draws], Float[Tensor, ""]]
+@dataclass(frozen=True)
+class Objective:
+    """Something to descend, and what others must know of it."""
+
+    loss: Callable[[NeuralField, Images, TrainConfig, Draws], Float[Tensor, ""]]
+    reads: tuple[str, ...] = ()  # settings of the training that only such objectives read
+    needs: Mapping[str, object] = field(default_factory=dict)  # settings of the field without which it means nothing
 
 
 def full(field: NeuralField, images: Images, config: TrainConfig, random: Draws) -> Float[Tensor, ""]:
@@ -84,24 +91,11 @@ def nested(field: NeuralField, images: Images, config: TrainConfig, random: Draw
     return _from_first_tokens(field, field.encode(images), images, config, random)
 
 
-def mixture(field: NeuralField, images: Images, config: TrainConfig, random: Draws) -> Float[Tensor, ""]:
-    """Reconstruct as a mixture of every token's solo picture, each cut out by a mask of its own.
-
-        mean (Σ_k softmax_k(m_k(q)) I_k(q) − x(q))²
-
-    That is how a field with masks decodes, so there it equals `full`; of any other field it is an error.
-    """
-    _check_masks(field)
-    return full(field, images, config, random)
-
-
-OBJECTIVES: dict[str, Objective] = {
-    "full": full,
-    "sparse_context": sparse_context,
-    "token_dropout": token_dropout,
-    "nested": nested,
-    "mixture": mixture,
-}
+FULL = Objective(full)
+SPARSE_CONTEXT = Objective(sparse_context, reads=("context_fraction",))
+TOKEN_DROPOUT = Objective(token_dropout, reads=("subset_sizes",))
+NESTED = Objective(nested, reads=("subset_sizes",))
+MIXTURE = Objective(full, needs={"has_masks": True})  # full reconstruction of a field that mixes pictures by masks
 
 
 def training_loss(
@@ -119,36 +113,52 @@ def training_loss(
     Each draws from the step's own start, so what it draws does not depend on what stands beside it.
     """
     losses = [
-        weight * OBJECTIVES[name](field, images, config, Draws(generator(seed, "step", step), of or len(images), rows))
-        for name, weight in config.objectives
+        weight
+        * OBJECTIVES[name].loss(field, images, config, Draws(generator(seed, "step", step), of or len(images), rows))
+        for name, weight in config.objectives.items()
         if weight
     ]
     return torch.stack(losses).sum()
 
 
 def check_objectives(field: NeuralField, config: TrainConfig) -> None:
-    """Refuse weights that leave nothing to descend or do not suit the field, and a share that nothing reads.
+    """Refuse weights that leave nothing to descend or do not suit the field, and a setting that no objective reads.
 
     Raises:
         UsageError: It says which setting, and what to set instead.
     """
-    weights, share = config.objectives, config.context_fraction
-    if not any(weight for _, weight in weights):
+    chosen = {name: OBJECTIVES[name] for name, weight in config.objectives.items() if weight}
+    if not chosen:
         raise UsageError("train: every objective has weight 0. Set one above 0, such as --train.objectives.full 1.")
-    if weights.mixture:
-        _check_masks(field)
+    for name, objective in chosen.items():
+        _check_suits(name, objective, field)
+    _check_is_read({setting for objective in chosen.values() for setting in objective.reads}, config)
+    share = config.context_fraction
     if isinstance(share, tuple) and share[0] > share[1]:
         raise UsageError(f"train: context_fraction is {share}, expected the lower bound first.")
-    if not weights.sparse_context and share not in (1, TrainConfig.model_fields["context_fraction"].default):
-        raise UsageError(
-            f"train: context_fraction is {share}, but only the objective 'sparse_context' reads it, and its weight is "
-            "0. Set --train.objectives.sparse-context."
-        )
 
 
-def _check_masks(field: NeuralField) -> None:
-    if field.masked_readout() is None:
-        raise UsageError("train: the objective 'mixture' needs a field with masks. Set --field.has-masks.")
+def _check_suits(name: str, objective: Objective, field: NeuralField) -> None:
+    for setting, value in objective.needs.items():
+        if getattr(field.config, setting) != value:
+            raise UsageError(
+                f"train: the objective {name!r} needs a field whose {setting} is {value}. Set --field.{_flag(setting)}."
+            )
+
+
+def _check_is_read(read: set[str], config: TrainConfig) -> None:
+    for name, objective in OBJECTIVES.items():
+        for setting in set(objective.reads) - read:
+            value = getattr(config, setting)
+            if value != TrainConfig.model_fields[setting].default:
+                raise UsageError(
+                    f"train: {setting} is {value}, but no objective that reads it has a weight above 0. "
+                    f"Set one, such as --train.objectives.{_flag(name)} 1, or leave {setting} out."
+                )
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def _draw_points(
