@@ -4,7 +4,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tdsm.models.field import FieldConfig, NeuralField
+from tdsm.models.config import FieldConfig
+from tdsm.models.field import NeuralField
 
 settings.register_profile(
     "repeatable",

@@ -5,7 +5,7 @@ import pytest
 
 from tdsm.base.errors import CheckpointError
 from tdsm.cli import info
-from tdsm.models.field import count_parameters
+from tdsm.models.weights import count_parameters
 from tdsm.pipeline.stages import initial_field
 from tests.tinyrun import demo, tdsm, tiny
 

@@ -7,7 +7,8 @@ from tdsm.base.errors import CompletenessWarning
 from tdsm.decomposition import decompose
 from tdsm.decomposition.additive import _folded, contract
 from tdsm.decomposition.path_gradient import by_autograd, by_separation, gauss_legendre
-from tdsm.models.field import FieldConfig, NeuralField
+from tdsm.models.config import FieldConfig
+from tdsm.models.field import NeuralField
 from tdsm.tokenfield.coords import grid
 from tests.conftest import small_field
 

@@ -8,7 +8,8 @@ from tdsm.decomposition.definition import batched, loop
 from tdsm.decomposition.exact import collapsed, exact
 from tdsm.decomposition.reduce import reduce_components
 from tdsm.decomposition.solo import map_queries
-from tdsm.models.field import FieldConfig, NeuralField
+from tdsm.models.config import FieldConfig
+from tdsm.models.field import NeuralField
 from tdsm.tokenfield import TokenField
 from tests.conftest import SMALL, small_field
 

@@ -6,7 +6,8 @@ from tdsm.decomposition import decompose, methods_for
 from tdsm.decomposition.definition import loop
 from tdsm.decomposition.measures import deletion_curve
 from tdsm.decomposition.mixture import layers
-from tdsm.models.field import FieldConfig, NeuralField
+from tdsm.models.config import FieldConfig
+from tdsm.models.field import NeuralField
 from tdsm.tokenfield.coords import grid
 from tests.conftest import SMALL, small_field
 

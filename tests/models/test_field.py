@@ -1,16 +1,14 @@
-import json
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from tdsm.base import io
-from tdsm.base.errors import CheckpointError, SpaceWarning, UsageError
+from tdsm.base.errors import SpaceWarning, UsageError
 from tdsm.decomposition import spatial_map
-from tdsm.models.field import FieldConfig, NeuralField, count_parameters, get_tdsm, load_strictly, parse_config
+from tdsm.models.config import FieldConfig
+from tdsm.models.field import NeuralField, get_tdsm
+from tdsm.models.weights import count_parameters
 from tdsm.tokenfield.coords import grid
 from tests import reference
 from tests.conftest import SMALL, small_field
@@ -160,7 +158,7 @@ def test_only_a_whole_decoder_offers_its_readout(field, residual, feedforward):
     assert small_field(has_query_residual=residual, has_decoder_feedforward=feedforward).gated_readout() is None
 
 
-# ---------------------------------------------------------------- latents, saving, restoring
+# ---------------------------------------------------------------- latents
 
 
 @pytest.mark.parametrize(("latents", "trained"), [("fixed", False), ("learned", True), ("random", True)])
@@ -174,100 +172,6 @@ def test_latents_start_and_train_as_configured_and_are_always_saved(latents, tra
         assert np.allclose(start.detach(), table, rtol=0, atol=1e-6) == (latents != "random")
     field.decode(field.encode(torch.rand(1, 3, 4, 4)), size=(2, 2)).sum().backward()
     assert (field.encoder[0].latents.grad is not None) == trained
-
-
-@pytest.mark.parametrize("changes", [{}, {"latents": "random", "channels": 1, "has_decoder_feedforward": False}])
-def test_saving_and_restoring_keeps_every_bit(tmp_path, changes):
-    field = small_field(torch.float32, **changes)
-    field.save_pretrained(tmp_path)
-    assert {"config.json", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
-    restored = NeuralField.from_pretrained(tmp_path)
-    assert restored.config == field.config
-    assert not restored.training
-    mine, theirs = field.state_dict(), restored.state_dict()
-    assert mine.keys() == theirs.keys() >= {"fourier.matrix", "encoder.0.latents"}
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    assert [p.requires_grad for p in restored.parameters()] == [p.requires_grad for p in field.parameters()]
-
-
-def saved(folder):
-    small_field(torch.float32).save_pretrained(folder)
-    return folder
-
-
-def edit_weights(folder, change):
-    weights = io.read_tensors(folder / "model.safetensors")
-    change(weights)
-    io.write_tensors(folder / "model.safetensors", weights)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda w: w.pop("fourier.matrix"), "missing: fourier.matrix"),
-        (lambda w: w.update(extra=torch.zeros(1), other=torch.zeros(1)), "unexpected: extra, other"),
-        (
-            lambda w: w.update({"to_channels.bias": torch.zeros(4)}),
-            r"of another shape: to_channels.bias \(4,\) instead of \(3,\)",
-        ),
-        (lambda w: (w.pop("to_channels.bias"), w.update(a=torch.zeros(1))), "missing: to_channels.bias; unexpected: a"),
-    ],
-)
-def test_weights_that_do_not_fit_are_listed(tmp_path, change, words):
-    edit_weights(saved(tmp_path), change)
-    with pytest.raises(CheckpointError, match=words):
-        NeuralField.from_pretrained(tmp_path)
-
-
-def test_nothing_is_loaded_when_something_does_not_fit(field):
-    before = {name: tensor.clone() for name, tensor in field.state_dict().items()}
-    state = {name: torch.zeros_like(tensor) for name, tensor in before.items()} | {"extra": torch.zeros(1)}
-    with pytest.raises(CheckpointError, match="extra"):
-        load_strictly(field, state, "here")
-    assert all(torch.equal(tensor, before[name]) for name, tensor in field.state_dict().items())
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "null", '{"widht": 3}', '{"widths": []}', '{"channels": 0}', "\xff"])
-def test_a_damaged_config_is_a_checkpoint_error(tmp_path, text):
-    (saved(tmp_path) / "config.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(CheckpointError, match=r"config\.json"):
-        NeuralField.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("damage", [lambda data: data[:-5], lambda data: b"", lambda data: b"\xff" * 9 + data[9:]])
-def test_damaged_weights_are_a_checkpoint_error(tmp_path, damage):
-    path = saved(tmp_path) / "model.safetensors"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read as safetensors"):
-        NeuralField.from_pretrained(tmp_path)
-
-
-# ---------------------------------------------------------------- config
-
-
-@given(
-    st.builds(
-        FieldConfig,
-        widths=st.lists(st.integers(1, 600), min_size=1, max_size=4).map(tuple),
-        num_latents=st.integers(1, 512),
-        fourier_scale=st.floats(0.1, 100),
-        latents=st.sampled_from(["fixed", "learned", "random"]),
-        processor_depth=st.integers(0, 6),
-        has_query_residual=st.booleans(),
-        has_decoder_feedforward=st.booleans(),
-    )
-)
-def test_config_survives_json(config):
-    assert parse_config(json.loads(config.model_dump_json()), "here") == config
-
-
-def test_an_unknown_or_impossible_setting_is_named():
-    with pytest.raises(CheckpointError, match=r"here: not the config of a field\. widht"):
-        parse_config(FieldConfig().model_dump() | {"widht": 3}, "here")
-    with pytest.raises(ValidationError, match="widht"):
-        FieldConfig(widht=3)
-    with pytest.raises(ValidationError, match="frozen"):
-        FieldConfig().channels = 1
 
 
 # ---------------------------------------------------------------- get_tdsm

@@ -9,7 +9,7 @@ from tdsm.classification.heads import TDSMClassifier
 from tdsm.features.config import MapConfig
 from tdsm.features.extract import make_maps
 from tdsm.features.store import FeatureRows
-from tdsm.models.field import count_parameters
+from tdsm.models.weights import count_parameters
 from tdsm.study import answers
 from tdsm.study import worth as module
 from tdsm.study.config import StudyConfig

@@ -195,11 +195,27 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def read_tensors(path: Path) -> dict[str, Any]:
     """Read a safetensors file on the CPU; raise `CheckpointError` when it is missing or damaged."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    return _from_safetensors(path, load_file)
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the header alone of a safetensors file: the shape of each tensor. Raises like `read_tensors`."""
+    from safetensors import safe_open
+
+    def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+    return _from_safetensors(path, shapes)
+
+
+def _from_safetensors(path: Path, read: Callable[[Path], Any]) -> Any:
+    from safetensors import SafetensorError
+
     try:
-        return load_file(path)
+        return read(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file.") from None
     except (OSError, SafetensorError) as error:

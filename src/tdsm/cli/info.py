@@ -5,8 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tdsm.base.environment import describe_environment
-from tdsm.models.field import count_parameters
 from tdsm.models.load import load_field
+from tdsm.models.weights import count_parameters
 
 
 def describe_machine() -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tdsm.base.errors import DataError, UsageError
+from tdsm.base.registry import Registry
 from tdsm.data.arrays import load_npz
 from tdsm.data.config import DataConfig
 from tdsm.data.decode import FACTS, Batch, Encoded, decode_many, printable
@@ -36,13 +37,10 @@ OPTIONS = {  # what only some sources can do, so that it is never set in vain
 }
 Progress = Callable[[Iterable, str], Iterable]
 
-SOURCES: dict[str, Callable[[str, DataConfig], Source]] = {
-    "digits": load_digits,
-    "toy": load_toy,
-    "npz": load_npz,
-    **FOLDERS,
-    "hub": load_hub,
-}
+SOURCES: Registry[Callable[[str, DataConfig], Source]] = Registry(
+    "kind of source",
+    {"digits": load_digits, "toy": load_toy, "npz": load_npz, **FOLDERS, "hub": load_hub},
+)
 JPEG_NOTE = "The images are JPEG encoded, slightly lossy: numbers are not those of the lossless original."
 
 

@@ -42,7 +42,7 @@ class Decomposition:
 def methods_for(field: TokenField) -> tuple[str, ...]:
     """Name the decompositions that suit a field: of its mixture if it has masks, else of its attention.
 
-    >>> from tdsm.models.field import FieldConfig, NeuralField
+    >>> from tdsm import FieldConfig, NeuralField
     >>> methods_for(NeuralField(FieldConfig(widths=(16,), num_latents=8, mapping_dim=6, has_masks=True)))
     ('solo', 'mixture')
     """
@@ -86,7 +86,7 @@ def decompose(
 
     The completeness error is measured for every one of them, over all tokens, also when only some are returned.
 
-    >>> from tdsm.models.field import FieldConfig, NeuralField
+    >>> from tdsm import FieldConfig, NeuralField
     >>> config = FieldConfig(widths=(16,), num_latents=8, mapping_dim=6, cross_head_dim=8, self_head_dim=4)
     >>> field = NeuralField(config)
     >>> tokens = field.encode(torch.zeros(2, 3, 16, 16))

@@ -44,7 +44,7 @@ def plan_decoding(
     on CPU and GPU, and half precision, whose sums are float32; elsewhere, and for work that is done sooner than a
     first compilation, it is the eager form.
 
-    >>> from tdsm.models.field import FieldConfig, NeuralField
+    >>> from tdsm import FieldConfig, NeuralField
     >>> field = NeuralField(FieldConfig(widths=(16,), num_latents=8, mapping_dim=6))
     >>> plan_decoding(field, pairs=8, queries=field.queries(torch.zeros(64, 2))).strategy
     'exact'

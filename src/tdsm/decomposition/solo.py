@@ -36,7 +36,7 @@ def component_images(
     They do not add up to the reconstruction: alone, every token is decoded at full weight.
 
     >>> import torch
-    >>> from tdsm.models.field import FieldConfig, NeuralField
+    >>> from tdsm import FieldConfig, NeuralField
     >>> config = FieldConfig(widths=(16,), num_latents=8, mapping_dim=6, cross_head_dim=8, self_head_dim=4)
     >>> field = NeuralField(config)
     >>> tokens = field.encode(torch.zeros(2, 3, 16, 16))

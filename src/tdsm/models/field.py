@@ -5,47 +5,23 @@ latents, a processor refines the last block's latents into tokens, and a decoder
 cross-attention to the tokens. Equal number for number to the published CascadedPerceiverIO.
 """
 
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from huggingface_hub import ModelHubMixin
 from jaxtyping import Float, Int
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from tdsm.base import io
-from tdsm.base.errors import CheckpointError, UsageError
+from tdsm.base.errors import UsageError
 from tdsm.decomposition import map_queries, mix
+from tdsm.models.checks import check_context, check_images, check_keep, check_masks, check_points, check_tokens
 from tdsm.models.config import FieldConfig
+from tdsm.models.weights import SavedField
 from tdsm.tokenfield import GatedReadout, TokenField
 from tdsm.tokenfield.attention import Attention, FeedForward, TokenHeads
 from tdsm.tokenfield.coords import FourierFeatures, grid, sinusoids
-
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-
-
-MODEL_CARD = """---
-{{ card_data }}
----
-
-# A conditioned neural field
-
-Turns an image into tokens and answers "what colour is here?" at any coordinate, by cross-attention to them.
-Images are channels first, in [-1, 1]; `config.json` holds widths and counts.
-
-    import tdsm
-    field = tdsm.NeuralField.from_pretrained("THIS_REPOSITORY_OR_FOLDER")
-    tokens = field.encode(images)
-    components = tdsm.component_images(field, tokens, size=(32, 32))
-
-`pip install tdsm`. Training data and scores: as recorded by whoever trained it.
-"""
 
 
 class EncoderBlock(nn.Module):
@@ -89,14 +65,7 @@ class ProcessorBlock(nn.Module):
         return x + self.feedforward(x)
 
 
-class NeuralField(
-    TokenField,
-    ModelHubMixin,
-    library_name="tdsm",
-    tags=["neural-field"],
-    license="mit",
-    model_card_template=MODEL_CARD,
-):
+class NeuralField(TokenField, SavedField):
     """A neural field conditioned on tokens that it encodes from an image.
 
     >>> config = FieldConfig(widths=(16, 24), num_latents=8, mapping_dim=6, cross_head_dim=8, self_head_dim=4)
@@ -111,6 +80,7 @@ class NeuralField(
     def __init__(self, config: FieldConfig | None = None):
         super().__init__()
         self.config = config = config or FieldConfig()
+        check_masks(config)
         self.num_axes = config.num_axes
         self.has_query_residual = config.has_query_residual
         self.has_nonlinear_readout = config.has_decoder_feedforward
@@ -123,14 +93,14 @@ class NeuralField(
             self.decoder_feedforward = FeedForward(width, config.feedforward_multiple)
         self.to_channels = nn.Linear(width, config.channels)
         if config.has_masks:
-            if not (config.has_query_residual and config.has_decoder_feedforward):
-                raise UsageError(
-                    "field: has_masks needs has_query_residual and has_decoder_feedforward too: without them a token "
-                    "that stands alone cannot say where."
-                )
             self.to_mask = nn.Linear(width, 1, bias=False)  # a softmax over tokens would not see it
             for unused in (self.decoder_attention.norm, self.decoder_attention.to_q):  # a lone token needs no query
                 unused.requires_grad_(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the field computes in."""
+        return self.to_channels.weight.dtype
 
     def encode(
         self,
@@ -149,11 +119,11 @@ class NeuralField(
         Raises:
             UsageError: If the shape or dtype of the images, or the indices, do not fit this field.
         """
-        self._check_images(images)
+        check_images(self.config, self.dtype, images)
         coords = grid(images.shape[2:], device=images.device)
         values = rearrange(images, "b c ... -> b (...) c")
         if keep is not None:
-            self._check_keep(keep, images.shape[0], coords.shape[0])
+            check_keep(keep, images.shape[0], coords.shape[0])
             keep = keep.expand(values.shape[0], -1)
             values = values.gather(1, repeat(keep, "b n -> b n c", c=values.shape[-1]))
             coords = coords[keep]
@@ -165,11 +135,7 @@ class NeuralField(
         coords: Float[Tensor, "points axes"] | Float[Tensor, "batch points axes"],
     ) -> Float[Tensor, "batch tokens token_width"]:
         """Turn scattered samples of a signal into tokens: values and where they were taken, in [-1, 1]."""
-        if values.ndim != 3 or coords.shape[-2:] != (values.shape[1], self.num_axes):
-            raise UsageError(
-                f"encode: values have shape {tuple(values.shape)} and coords {tuple(coords.shape)}, expected "
-                f"(batch, points, {self.config.channels}) and (points, {self.num_axes})."
-            )
+        check_points(self.config, values, coords)
         features = self.fourier(coords).to(values.dtype).expand(*values.shape[:2], -1)
         return self.encode_context(torch.cat([values, features], dim=-1))
 
@@ -177,12 +143,7 @@ class NeuralField(
         self, context: Float[Tensor, "batch points context_width"]
     ) -> Float[Tensor, "batch tokens token_width"]:
         """Turn context vectors (values beside Fourier features of their coordinates) into tokens."""
-        width = self.config.channels + self.config.query_dim
-        if context.ndim != 3 or context.shape[-1] != width or not context.shape[1]:
-            raise UsageError(
-                f"encode: context has shape {tuple(context.shape)}, this field reads (batch, points, {width}): "
-                f"{self.config.channels} values beside {self.config.query_dim} Fourier features."
-            )
+        check_context(self.config, context)
         first, *rest = self.encoder
         tokens = first(context, None)
         for block in rest:
@@ -197,12 +158,12 @@ class NeuralField(
 
     def attend(self, queries: Tensor, tokens: Tensor) -> Float[Tensor, "batch points width"]:
         """Return what each query receives from all tokens together."""
-        self._check_tokens(tokens)
+        check_tokens(self.config, self.dtype, tokens)
         return self.decoder_attention(queries, tokens)
 
     def attend_one(self, tokens: Tensor) -> Float[Tensor, "batch tokens width"]:
         """Return the token values c_k: what every query receives from token k standing alone."""
-        self._check_tokens(tokens)
+        check_tokens(self.config, self.dtype, tokens)
         return self.decoder_attention.alone(tokens)
 
     def query_heads(self, queries: Tensor) -> Float[Tensor, "heads points key_dim"]:
@@ -211,7 +172,7 @@ class NeuralField(
 
     def token_heads(self, tokens: Tensor) -> TokenHeads:
         """Return the tokens' side of the decoder's attention."""
-        self._check_tokens(tokens)
+        check_tokens(self.config, self.dtype, tokens)
         return self.decoder_attention.token_heads(tokens)
 
     def readout(self, queries: Tensor, attended: Tensor) -> Float[Tensor, "*batch channels"]:
@@ -264,102 +225,6 @@ class NeuralField(
         """Return the spatial map of raw data; see the function `get_tdsm`."""
         return get_tdsm(self, data, queries, reduce_rgb)
 
-    def _check_images(self, images: Tensor) -> None:
-        config = self.config
-        if not isinstance(images, Tensor):
-            raise UsageError(f"encode: images are {type(images).__name__}, expected a torch tensor.")
-        if images.ndim != config.num_axes + 2 or images.shape[1] != config.channels:
-            expected = "(batch, {}, {})".format(config.channels, ", ".join(["size"] * config.num_axes))
-            raise UsageError(f"encode: images have shape {tuple(images.shape)}, this field takes {expected}.")
-        if not images.is_floating_point():
-            raise UsageError(
-                f"encode: images are {images.dtype}, expected floating point in [-1, 1]. For bytes: images / 127.5 - 1."
-            )
-
-        self._check_dtype("encode: images", images)
-
-    def _check_keep(self, keep: Tensor, images: int, pixels: int) -> None:
-        is_tensor = isinstance(keep, Tensor)
-        integers = is_tensor and keep.dtype in (torch.int32, torch.int64)
-        if not integers or not keep.ndim or keep.shape[:-1] not in ((), (1,), (images,)) or not keep.numel():
-            seen = f"{keep.dtype} {tuple(keep.shape)}" if is_tensor else type(keep).__name__
-            raise UsageError(
-                f"encode: keep is {seen}, expected an integer tensor (kept,) or ({images}, kept), at least one pixel."
-            )
-        least, most = int(keep.min()), int(keep.max())
-        if least < 0 or most >= pixels:
-            raise UsageError(f"encode: keep names pixels {least}..{most}, expected indices in 0..{pixels - 1}.")
-
-    def _check_tokens(self, tokens: Tensor) -> None:
-        if tokens.ndim != 3 or tokens.shape[-1] != self.config.widths[-1] or not tokens.shape[1]:
-            raise UsageError(
-                f"decode: tokens have shape {tuple(tokens.shape)}, this field decodes (batch, tokens, "
-                f"{self.config.widths[-1]}). Pass the tokens of the same field: field.encode(images)."
-            )
-        self._check_dtype("decode: tokens", tokens)
-
-    def _check_dtype(self, what: str, given: Tensor) -> None:
-        own = self.to_channels.weight.dtype
-        mixed = given.is_floating_point() and torch.is_autocast_enabled(given.device.type)
-        if given.dtype != own and not mixed:
-            raise UsageError(f"{what} are {given.dtype}, this field computes in {own}. Convert one: .to({own}).")
-
-    def write(self, folder: Path) -> None:
-        """Write weights and config into a folder, as `save_pretrained` does, without a model card."""
-        io.write_tensors(folder / WEIGHTS_FILE, self.state_dict(), metadata={"format": "pt"})
-        io.write_json(folder / CONFIG_FILE, self.config.model_dump(mode="json"))
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        self.write(Path(save_directory))
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "NeuralField":
-        """Load a saved field from a folder or the hub; damage is a `CheckpointError`."""
-        config = Path(pretrained_model_name_or_path) / CONFIG_FILE
-        if config.is_file():
-            parse_config(io.read_json(config), where=str(config))  # before the hub's mixin reads it unchecked
-        return super().from_pretrained(pretrained_model_name_or_path, **options)
-
-    @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        map_location: str = "cpu",
-        **_: object,
-    ) -> "NeuralField":
-        def find(name: str) -> Path:
-            if Path(model_id).is_dir():
-                return Path(model_id) / name
-            from huggingface_hub import hf_hub_download
-
-            return Path(
-                hf_hub_download(
-                    model_id,
-                    name,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                )
-            )
-
-        config = parse_config(io.read_json(find(CONFIG_FILE)), where=f"{model_id}/{CONFIG_FILE}")
-        return cls.from_state(config, io.read_tensors(find(WEIGHTS_FILE)), where=model_id).to(map_location)
-
-    @classmethod
-    def from_state(cls, config: FieldConfig, state: dict[str, Tensor], where: str) -> "NeuralField":
-        """Build a field from its config and exactly its weights; anything missing or unexpected is an error."""
-        field = cls(config)
-        load_strictly(field, state, where)
-        return field.eval()
-
 
 def get_tdsm(
     field: NeuralField,
@@ -392,36 +257,3 @@ def get_tdsm(
     if queries.shape[1] != field.config.query_dim:
         raise UsageError(f"get_tdsm: queries are {queries.shape[1]} wide, this field has {field.config.query_dim}.")
     return map_queries(field, tokens, queries, reduction=reduce_rgb).unflatten(1, (side, side))
-
-
-def load_strictly(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Load weights into a module; raise `CheckpointError` listing every missing, unexpected or misshapen one."""
-    own = module.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    unexpected = sorted(state.keys() - own.keys())
-    misshapen = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in sorted(own.keys() & state.keys())
-        if own[name].shape != state[name].shape
-    ]
-    wrong = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    if any(wrong.values()):
-        listed = "; ".join(f"{word}: {', '.join(names)}" for word, names in wrong.items() if names)
-        raise CheckpointError(f"{where}: the weights do not fit this model. {listed}.")
-    if odd := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
-        raise CheckpointError(f"{where}: weights that are not finite: {', '.join(odd)}. Use another copy.")
-    module.load_state_dict(state)
-
-
-def parse_config(data: object, where: str) -> FieldConfig:
-    """Check a config read from a file; raise `CheckpointError` naming each wrong entry."""
-    try:
-        return FieldConfig.model_validate_json(json.dumps(data))
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
-        raise CheckpointError(f"{where}: not the config of a field. {wrong}.") from None
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Count all weights of a module, trained or fixed."""
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from tdsm.base.errors import CheckpointError, UsageError
 from tdsm.models.adapters.published import load_published
-from tdsm.models.field import CONFIG_FILE, NeuralField
+from tdsm.models.field import NeuralField
+from tdsm.models.weights import CONFIG_FILE
 
 FIELD_FOLDER = "field"
 

@@ -14,8 +14,9 @@ from tdsm.base.settings import differences
 from tdsm.data import Data
 from tdsm.features.extract import fingerprint_field
 from tdsm.models.config import FieldConfig
-from tdsm.models.field import CONFIG_FILE, WEIGHTS_FILE, NeuralField
+from tdsm.models.field import NeuralField
 from tdsm.models.load import FIELD_FOLDER, load_field
+from tdsm.models.weights import CONFIG_FILE, WEIGHTS_FILE
 from tdsm.pipeline import link
 from tdsm.pipeline.config import RunConfig
 from tdsm.training import processes

@@ -20,7 +20,7 @@ from tdsm.base.randomness import derive_seed
 from tdsm.classification.config import RegimeConfig
 from tdsm.classification.regimes import REGIMES, FieldClassifier, fit_regime, predict
 from tdsm.classification.scores import scores
-from tdsm.models.field import count_parameters
+from tdsm.models.weights import count_parameters
 from tdsm.pipeline import link
 from tdsm.pipeline.quality import reconstruction_of
 from tdsm.pipeline.run import Run

@@ -13,7 +13,8 @@ from tdsm.data import Data
 from tdsm.decomposition.reduce import num_maps
 from tdsm.decomposition.select import parse_selection, select_tokens
 from tdsm.features.extract import compute_features
-from tdsm.models.field import NeuralField, count_parameters
+from tdsm.models.field import NeuralField
+from tdsm.models.weights import count_parameters
 from tdsm.pipeline.config import RunConfig
 from tdsm.pipeline.data import load
 from tdsm.pipeline.run import chosen_rows

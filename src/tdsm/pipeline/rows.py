@@ -22,7 +22,7 @@ from tdsm.classification.probe import Choice, Samples, fit_knn, fit_seeds, predi
 from tdsm.classification.rows import ROWS, Row
 from tdsm.classification.scores import scores
 from tdsm.features.store import FeatureRows
-from tdsm.models.field import count_parameters, load_strictly
+from tdsm.models.weights import count_parameters, load_strictly
 from tdsm.pipeline import link
 from tdsm.pipeline.run import Run, chosen_rows
 

@@ -16,8 +16,8 @@ from tdsm.decomposition import component_images, decompose
 from tdsm.decomposition.select import parse_selection, select_tokens
 from tdsm.figures import pictures as figures
 from tdsm.figures.pictures import CAPTIONS
-from tdsm.models.field import count_parameters
 from tdsm.models.load import FIELD_FOLDER
+from tdsm.models.weights import count_parameters
 from tdsm.pipeline.field import CURVES
 from tdsm.pipeline.quality import reconstruction_of
 from tdsm.pipeline.rows import read_predictions, scored_rows

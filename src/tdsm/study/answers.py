@@ -11,7 +11,7 @@ from torch import Tensor
 from tdsm.classification.config import HeadConfig, ProbeConfig
 from tdsm.classification.probe import Samples, fit_head, predict
 from tdsm.features.store import FeatureRows
-from tdsm.models.field import count_parameters
+from tdsm.models.weights import count_parameters
 
 Z = 1.96  # two-sided 95 % of the normal distribution
 

@@ -25,7 +25,8 @@ from tdsm.data import Data
 from tdsm.decomposition import check_method
 from tdsm.features.config import MapConfig
 from tdsm.features.extract import FeatureSet, fingerprint_field
-from tdsm.models.field import NeuralField, count_parameters
+from tdsm.models.field import NeuralField
+from tdsm.models.weights import count_parameters
 from tdsm.pipeline.field import new_field, train_and_keep
 from tdsm.pipeline.run import Run
 from tdsm.study.answers import changed, fit_and_test

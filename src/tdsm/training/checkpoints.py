@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tdsm.base import io
 from tdsm.base.errors import CheckpointError
-from tdsm.models.field import load_strictly
+from tdsm.models.weights import load_strictly
 
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 

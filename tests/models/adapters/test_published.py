@@ -197,3 +197,11 @@ def test_code_in_a_checkpoint_is_refused_and_never_runs(published, tmp_path, sav
     assert not trap.exists()
     torch.load(file, weights_only=False) if save is torch.save else pickle.loads(file.read_bytes())
     assert trap.exists(), "the payload is a real one: loaded without care it runs"
+
+
+def test_a_tensor_of_any_size_made_of_one_number_is_refused(published, tmp_path):
+    edited = copy.deepcopy(published)
+    edited["model_state_dict"]["to_logits.weight"] = torch.zeros(1).expand(10**6, 10**6)
+    torch.save(edited, tmp_path / "hollow.pt")
+    with pytest.raises(CheckpointError, match=r"larger than what is stored of them: to_logits\.weight"):
+        tdsm.load_field(tmp_path / "hollow.pt")

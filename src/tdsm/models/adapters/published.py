@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tdsm.base.errors import CheckpointError, UsageError
-from tdsm.models.field import FieldConfig, NeuralField
+from tdsm.models.config import FieldConfig
+from tdsm.models.field import NeuralField
 
 UNUSED = re.compile(r"input_proj\..*|projection_matrix")
 RENAMES = (
@@ -114,10 +115,17 @@ def _read(path: Path) -> dict:
             raise CheckpointError(
                 f"{path}: {key} should hold tensors only, but {', '.join(map(str, strange))} is none."
             )
+        if hollow := [name for name, tensor in checkpoint[key].items() if not _is_whole(tensor)]:
+            raise CheckpointError(f"{path}: tensors larger than what is stored of them: {', '.join(hollow)}.")
     if set(checkpoint["fourier_encoder_state_dict"]) != {"B"}:
         seen = ", ".join(checkpoint["fourier_encoder_state_dict"])
         raise CheckpointError(f"{path}: fourier_encoder_state_dict should hold exactly 'B', saw {seen or 'nothing'}.")
     return checkpoint
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether every element is stored; strides of zero make a tensor of any size out of one number."""
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _rename(name: str) -> str:
