@@ -5,33 +5,66 @@ Names are imported when first used, so that `import tdsm` and `tdsm --help` cost
 
 from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tdsm.base.errors import TdsmError
+    from tdsm.classification.heads import TDSMClassifier
+    from tdsm.decomposition import component_images, decompose, plan_decoding, pooled_map, spatial_map
+    from tdsm.decomposition.reduce import reduce_components
+    from tdsm.decomposition.select import select_tokens
+    from tdsm.models import adapters
+    from tdsm.models.config import FieldConfig
+    from tdsm.models.field import NeuralField, get_tdsm
+    from tdsm.models.load import load_field
+    from tdsm.tokenfield import TokenField
 
 __version__ = version("tdsm")
 
-_PUBLIC = {
-    "FieldConfig": "tdsm.models.field",
+__all__ = [
+    "FieldConfig",
+    "NeuralField",
+    "TDSMClassifier",
+    "TdsmError",
+    "TokenField",
+    "__version__",
+    "adapters",
+    "component_images",
+    "decompose",
+    "get_tdsm",
+    "load_field",
+    "plan_decoding",
+    "pooled_map",
+    "reduce_components",
+    "select_tokens",
+    "spatial_map",
+]
+
+_HOME = {
+    "FieldConfig": "tdsm.models.config",
     "NeuralField": "tdsm.models.field",
-    "get_tdsm": "tdsm.models.field",
-    "load_field": "tdsm.models.load",
-    "TokenField": "tdsm.tokenfield",
-    "component_images": "tdsm.decomposition",
-    "decompose": "tdsm.decomposition",
-    "pooled_map": "tdsm.decomposition",
-    "plan_decoding": "tdsm.decomposition",
-    "spatial_map": "tdsm.decomposition",
-    "reduce_components": "tdsm.decomposition.reduce",
-    "select_tokens": "tdsm.decomposition.select",
     "TDSMClassifier": "tdsm.classification.heads",
     "TdsmError": "tdsm.base.errors",
+    "TokenField": "tdsm.tokenfield",
+    "adapters": "tdsm.models",
+    "component_images": "tdsm.decomposition",
+    "decompose": "tdsm.decomposition",
+    "get_tdsm": "tdsm.models.field",
+    "load_field": "tdsm.models.load",
+    "plan_decoding": "tdsm.decomposition",
+    "pooled_map": "tdsm.decomposition",
+    "reduce_components": "tdsm.decomposition.reduce",
+    "select_tokens": "tdsm.decomposition.select",
+    "spatial_map": "tdsm.decomposition",
 }
 
-__all__ = [*_PUBLIC, "__version__"]
 
+if not TYPE_CHECKING:  # a type checker would take every name for one of these
 
-def __getattr__(name: str) -> object:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'tdsm' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'tdsm' has no attribute {name!r}")
+        return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

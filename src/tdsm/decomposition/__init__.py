@@ -55,7 +55,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'tdsm.decomposition' has no attribute {name!r}")
-    return getattr(import_module(f"tdsm.decomposition.{_HOME[name]}"), name)
+if not TYPE_CHECKING:  # a type checker would take every name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'tdsm.decomposition' has no attribute {name!r}")
+        return getattr(import_module(f"tdsm.decomposition.{_HOME[name]}"), name)

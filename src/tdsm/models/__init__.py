@@ -1,1 +1,5 @@
 """The field, its weights, and other people's models as fields."""
+
+from tdsm.models import adapters
+
+__all__ = ["adapters"]
