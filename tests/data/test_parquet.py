@@ -1,7 +1,10 @@
+import contextlib
 import unicodedata
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.samples import PETS, assert_sound, levels, load, pets, picture, save, table, write
 
 from tdsm.base.errors import DataError, UsageError
@@ -247,3 +250,22 @@ def test_bad_cells_are_skipped_if_asked(tmp_path):
     ids = torch.cat([data.train.ids, data.validation.ids, data.test.ids]).tolist()
     assert sorted(ids) == [i for i in range(40) if i not in (3, 8)]
     assert levels(data.train) == data.train.ids.tolist()
+
+
+@settings(max_examples=150)
+@given(place=st.floats(0, 0.999), byte=st.integers(0, 255))
+def test_a_changed_byte_raises_nothing_but_data_errors(tmp_path, place, byte):
+    save(tmp_path / "set.parquet", pets(0, 20), compression="none")
+    data = bytearray((tmp_path / "set.parquet").read_bytes())
+    data[int(place * len(data))] = byte
+    write(tmp_path / "set.parquet", bytes(data))
+    with contextlib.suppress(DataError):
+        assert len(load(tmp_path, validation_fraction=0.2).test) == 4
+
+
+def test_damaged_text_is_refused(tmp_path):
+    """Pyarrow raises a plain UnicodeDecodeError here."""
+    save(tmp_path / "set.parquet", pets(0, 20), compression="none")
+    write(tmp_path / "set.parquet", (tmp_path / "set.parquet").read_bytes().replace(b"path", b"p\xf5th"))
+    with pytest.raises(DataError, match=r"set\.parquet: cannot be read as parquet"):
+        load(tmp_path)

@@ -97,7 +97,7 @@ def test_a_validation_split_never_becomes_the_test_set_unasked():
     assert (parts["test"].split, len(parts["test"].rows), len(parts["train"].rows)) == ("train", 20, 80)
     assert notes == [
         "Train is 'train'; validation is 'val'; test is 20% of 'train', held out by seed 0, since the source has no "
-        "test split."
+        "test split; test_split makes another its test set."
     ]
     parts, notes = split(labels, test_split="val")
     assert parts["test"].split == "val"

@@ -1,17 +1,26 @@
 """Parquet files in Hugging Face's layout, read in place: no cache, only the row groups that are needed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tdsm.base.errors import DataError
+from tdsm.base.errors import DataError, TdsmError
 from tdsm.data.columns import Columns, cells, common_columns, find_columns, label_values
 from tdsm.data.config import DataConfig
 from tdsm.data.decode import Encoded
 from tdsm.data.names import DEFAULT, choose_config, group_files
 from tdsm.data.source import Fetch, Source, encode_labels, unlabelled
+
+
+class File(NamedTuple):
+    """A parquet file that is open, and its columns."""
+
+    path: Path
+    table: Any
+    columns: Columns
 
 
 def load_parquet(where: str, config: DataConfig) -> Source:
@@ -27,12 +36,11 @@ def load_parquet(where: str, config: DataConfig) -> Source:
         UsageError: If there are several configs and none was chosen.
     """
     splits, notes = _split_files(Path(where), config)
-    opened = {split: [_open(file) for file in files] for split, files in splits.items()}
-    columns = {id(file): find_columns(file.schema_arrow, config, where) for files in opened.values() for file in files}
-    common = common_columns(columns.values(), where)
-    values = {split: _labels([(file, columns[id(file)]) for file in files], where) for split, files in opened.items()}
+    opened = {split: [_open(path, config, where) for path in paths] for split, paths in splits.items()}
+    common = common_columns([file.columns for files in opened.values() for file in files], where)
+    values = {split: _labels(files, where) for split, files in opened.items()}
     classes, labels = encode_labels(values, common.classes)
-    fetch = {split: _fetch(files, splits[split], common.image) for split, files in opened.items()}
+    fetch = {split: _fetch(files, common.image) for split, files in opened.items()}
     return Source(classes, labels, fetch, notes, has_lossless_original=True)
 
 
@@ -50,48 +58,59 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _open(file: Path) -> Any:
+def _open(path: Path, config: DataConfig, where: str) -> File:
     import pyarrow.parquet as pq
 
-    return _reading(file, pq.ParquetFile, file)
+    with _reading(path):
+        table = pq.ParquetFile(path)
+        return File(path, table, find_columns(table.schema_arrow, config, where))
 
 
-def _reading(file: Path, read: Callable[..., Any], *args: Any) -> Any:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what pyarrow raises on a damaged file into one line."""
     import pyarrow as pa
 
     try:
-        return read(*args)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: cannot be read as parquet ({error}). Copy it again.") from error
+        yield
+    except TdsmError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+        raise DataError(f"{path}: cannot be read as parquet ({error}). Copy it again.") from error
 
 
-def _labels(files: list[tuple[Any, Columns]], where: str) -> np.ndarray:
+def _labels(files: list[File], where: str) -> np.ndarray:
     """Read the labels of a split's files one after the other."""
-    values = [_file_labels(file, columns.label, where) for file, columns in files]
-    if len({labels.dtype.kind in "OU" for labels in values}) > 1:
+    values = [_file_labels(file) for file in files]
+    if len({labels.dtype.kind == "U" for labels in values}) > 1:
         raise DataError(f"{where}: labels are integers in one file and strings in another, expected one kind.")
     return np.concatenate(values)
 
 
-def _file_labels(file: Any, label: str | None, where: str) -> np.ndarray:
-    if label is None:
-        return unlabelled(file.metadata.num_rows)
-    table = _reading(Path(where), file.read, [label])
-    return label_values(table.column(label), f"{where}: {label}")
+def _file_labels(file: File) -> np.ndarray:
+    if file.columns.label is None:
+        return unlabelled(file.table.metadata.num_rows)
+    with _reading(file.path):
+        column = file.table.read([file.columns.label]).column(file.columns.label)
+        return label_values(column, f"{file.path}: {file.columns.label}")
 
 
-def _fetch(files: list[Any], paths: list[Path], column: str) -> Fetch:
+def _fetch(files: list[File], column: str) -> Fetch:
     def fetch(rows: Sequence[int]) -> Iterator[tuple[str, Encoded]]:
         wanted, start = np.asarray(rows, dtype=np.int64), 0
-        for file, path in zip(files, paths, strict=True):
+        for file in files:
             first = start
-            for group in range(file.num_row_groups):
-                stop = start + file.metadata.row_group(group).num_rows
+            for group in range(file.table.num_row_groups):
+                stop = start + file.table.metadata.row_group(group).num_rows
                 here = wanted[(wanted >= start) & (wanted < stop)]
                 if len(here):
-                    table = _reading(path, file.read_row_group, group, [column]).take(here - start)
-                    names = (f"{path.name} row {row - first}" for row in here)
-                    yield from zip(names, cells(table, column), strict=True)
+                    names = (f"{file.path.name} row {row - first}" for row in here)
+                    yield from zip(names, _images(file, group, here - start, column), strict=True)
                 start = stop
 
     return fetch
+
+
+def _images(file: File, group: int, rows: np.ndarray, column: str) -> Iterator[Encoded]:
+    with _reading(file.path):
+        yield from cells(file.table.read_row_group(group, [column]).take(rows), column)

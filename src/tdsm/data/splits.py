@@ -123,7 +123,8 @@ def _test_part(labels: Mapping[str, Tensor], roles: Mapping[str, str], seed: int
     if not len(held):
         raise DataError(f"{len(rows)} images are too few to hold out {HELD_OUT_TEST:.0%} of each class as test.")
     said = f"{_percent(HELD_OUT_TEST)} of {roles['train']!r}, held out by seed {seed}"
-    return kept, Part(roles["train"], held), f"{said}, since the source has no test split"
+    way_out = "; test_split makes another its test set" if "validation" in roles else ""
+    return kept, Part(roles["train"], held), f"{said}, since the source has no test split{way_out}"
 
 
 def _validation_part(
