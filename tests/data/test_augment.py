@@ -173,3 +173,19 @@ def test_draws_are_uniform_and_independent():
     torch.testing.assert_close(draws.mean(0), torch.zeros(5).double(), rtol=0, atol=0.02)
     correlation = torch.corrcoef(draws.T) - torch.eye(5).double()
     assert correlation.abs().max() < 0.03
+
+
+@pytest.mark.parametrize("stream", [module.MOVES, module.SHAPES])
+def test_no_two_samples_share_a_draw(stream):
+    """Neighbouring ids least of all: every word belongs to one sample, one purpose and one epoch."""
+    ids = torch.arange(5_000)
+    words = [module._bits(ids, 0, epoch, name, len(stream)) for name in ("augment", "other") for epoch in (0, 1)]
+    assert len(np.unique(np.concatenate(words))) == 4 * 5_000 * len(stream)
+
+
+def test_neighbouring_samples_move_independently():
+    image = torch.arange(49.0).view(1, 1, 7, 7)
+    moved = augment(image.expand(5_000, -1, -1, -1), torch.arange(5_000), AugmentConfig(crop=3), seed=0, epoch=0)
+    down, right = (moved[:, 0, 3, 3] - 24).div(7).round(), (moved[:, 0, 3, 3] - 24 + 3) % 7 - 3
+    pairs = torch.stack([down[:-1], right[:-1], down[1:], right[1:]])
+    assert (torch.corrcoef(pairs) - torch.eye(4)).abs().max() < 0.06

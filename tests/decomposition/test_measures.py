@@ -67,6 +67,14 @@ def test_effective_rank_counts_equal_directions(rank):
     torch.testing.assert_close(effective_rank(components), torch.tensor([float(rank)]).double())
 
 
+@pytest.mark.parametrize("sizes", [(3.0, 1.0), (5.0, 2.0, 1.0)])
+def test_effective_rank_weighs_directions_by_their_size_not_its_square(sizes):
+    components = (torch.diag(torch.tensor(sizes, dtype=torch.float64)) @ torch.eye(36).double()[: len(sizes)])[None]
+    share = np.array(sizes) / sum(sizes)
+    expected = np.exp(-(share * np.log(share)).sum())
+    assert effective_rank(components.reshape(1, -1, 4, 3, 3)).item() == pytest.approx(expected)
+
+
 def test_effective_rank_at_its_ends(images):
     assert torch.equal(effective_rank(torch.zeros_like(images)), torch.zeros(2))
     assert (effective_rank(images) <= 5).all()

@@ -1,9 +1,10 @@
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import comb
 
 import pytest
 import torch
 
+from tdsm.base.randomness import generator
 from tdsm.decomposition import decompose
 from tdsm.tokenfield.coords import grid
 from tests.conftest import small_field
@@ -48,6 +49,28 @@ def test_samples_lie_within_three_standard_errors_of_the_enumeration(six):
     deviation = (parts.components - exact) / parts.standard_error
     assert (deviation.abs() <= 3).double().mean() > 0.98
     assert 0.7 < deviation.square().mean().sqrt() < 1.3, "the standard error is too large or too small"
+
+
+def arrivals(field, tokens, order):
+    """Return what each token changed when it arrived, the decoder run again for every prefix of the order."""
+    queries = field.queries(grid(SIZE))
+    nothing = field.decoder_attention.to_out.bias.expand(len(tokens), len(queries), -1)
+    values = [field.readout(queries, nothing).unflatten(1, SIZE)]
+    values += [field.decode(tokens[:, order[: n + 1]], SIZE) for n in range(len(order))]
+    gains = torch.stack([after - before for before, after in pairwise(values)], dim=1)
+    return gains[:, order.argsort()]
+
+
+@pytest.mark.parametrize("pairs", [2, 3])
+def test_the_standard_error_is_that_of_the_mean_over_pairs(six, pairs):
+    """s / √n of the n pairs' own means, s with n − 1 below the root: it matters where pairs are few."""
+    field, tokens = six
+    draw = generator(0, "shapley")
+    orders = [torch.randperm(COUNT, generator=draw) for _ in range(pairs)]
+    means = [(arrivals(field, tokens, order) + arrivals(field, tokens, order.flip(0))) / 2 for order in orders]
+    parts = decompose(field, tokens, SIZE, method="shapley", permutations=2 * pairs)
+    torch.testing.assert_close(parts.components, torch.stack(means).mean(dim=0))
+    torch.testing.assert_close(parts.standard_error, torch.stack(means).std(dim=0, correction=1) / pairs**0.5)
 
 
 def test_every_order_adds_up(six):

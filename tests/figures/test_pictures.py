@@ -11,7 +11,7 @@ from matplotlib.colors import same_color
 from PIL import Image
 
 from tdsm.base.errors import UsageError
-from tdsm.figures import pictures as figures
+from tdsm.figures import charts, pictures, style
 
 HOSTILE = r"$\frac{$ <b>"
 
@@ -43,30 +43,30 @@ def battery():
     many = [{"step": s, "loss": 1 / s, "seconds": s} for s in range(1, 201)]
     names = [f"a class of number {k}" for k in range(100)]
     return {
-        "reconstructions": figures.reconstructions(image[None].repeat(20, 0), image[None].repeat(20, 0), [30.0] * 20),
-        "reconstructions_one": figures.reconstructions(np.zeros((1, 8, 8, 1)), np.zeros((1, 8, 8, 1)), [np.inf]),
-        "component_grid": figures.component_grid(image, image, components, range(70)),
-        "component_grid_one": figures.component_grid(image, image, components[:1], [255]),
-        "tdsm_slices": figures.tdsm_slices(image, maps, range(1000, 1070)),
-        "tdsm_slices_one": figures.tdsm_slices(np.zeros((30, 8, 1)), np.ones((30, 8, 1)), [0]),
-        "methods": figures.methods(image, random.normal(size=(4, 8, 6, 10)), ["leave_one_out"] * 4, range(240, 248)),
-        "methods_one": figures.methods(np.zeros((30, 8, 1)), np.zeros((1, 1, 30, 8)), ["solo"], [0]),
-        "token_statistics": figures.token_statistics(maps[0], np.abs(maps[0])),
-        "token_statistics_one": figures.token_statistics(np.zeros((1, 1)), np.zeros((1, 1))),
-        "confusion": figures.confusion(np.full((10, 10), 12345), names[:10]),
-        "confusion_many": figures.confusion(np.eye(100), names),
-        "confusion_one": figures.confusion(np.zeros((1, 1)), [HOSTILE]),
-        "embedding": figures.embedding(random.normal(size=(90, 2)), np.arange(90) % 30, names[:30], "t-SNE"),
-        "embedding_one": figures.embedding(np.zeros((1, 2)), [0], [HOSTILE], HOSTILE),
-        "curves": figures.curves(many),
-        "curves_one": figures.curves([record]),
-        "accuracy_bars": figures.accuracy_bars([row(), row("a rather long name of a baseline", "baseline")], 0.1),
-        "accuracy_bars_one": figures.accuracy_bars([row(HOSTILE, accuracy=1.0, low=0.9, high=1.0)]),
-        "token_counts": figures.token_counts(
+        "reconstructions": pictures.reconstructions(image[None].repeat(20, 0), image[None].repeat(20, 0), [30.0] * 20),
+        "reconstructions_one": pictures.reconstructions(np.zeros((1, 8, 8, 1)), np.zeros((1, 8, 8, 1)), [np.inf]),
+        "component_grid": pictures.component_grid(image, image, components, range(70)),
+        "component_grid_one": pictures.component_grid(image, image, components[:1], [255]),
+        "tdsm_slices": pictures.tdsm_slices(image, maps, range(1000, 1070)),
+        "tdsm_slices_one": pictures.tdsm_slices(np.zeros((30, 8, 1)), np.ones((30, 8, 1)), [0]),
+        "methods": pictures.methods(image, random.normal(size=(4, 8, 6, 10)), ["leave_one_out"] * 4, range(240, 248)),
+        "methods_one": pictures.methods(np.zeros((30, 8, 1)), np.zeros((1, 1, 30, 8)), ["solo"], [0]),
+        "token_statistics": charts.token_statistics(maps[0], np.abs(maps[0])),
+        "token_statistics_one": charts.token_statistics(np.zeros((1, 1)), np.zeros((1, 1))),
+        "confusion": charts.confusion(np.full((10, 10), 12345), names[:10]),
+        "confusion_many": charts.confusion(np.eye(100), names),
+        "confusion_one": charts.confusion(np.zeros((1, 1)), [HOSTILE]),
+        "embedding": charts.embedding(random.normal(size=(90, 2)), np.arange(90) % 30, names[:30], "t-SNE"),
+        "embedding_one": charts.embedding(np.zeros((1, 2)), [0], [HOSTILE], HOSTILE),
+        "curves": charts.curves(many),
+        "curves_one": charts.curves([record]),
+        "accuracy_bars": charts.accuracy_bars([row(), row("a rather long name of a baseline", "baseline")], 0.1),
+        "accuracy_bars_one": charts.accuracy_bars([row(HOSTILE, accuracy=1.0, low=0.9, high=1.0)]),
+        "token_counts": charts.token_counts(
             [kept(name, count) for name in ("learned", "stride", "random", "first") for count in (4, 8, 64)],
             kept("all", 256),
         ),
-        "token_counts_one": figures.token_counts([kept(HOSTILE, 1)], kept("all", 2)),
+        "token_counts_one": charts.token_counts([kept(HOSTILE, 1)], kept("all", 2)),
     }
 
 
@@ -75,8 +75,16 @@ def drawn():
     return battery()
 
 
-def test_every_figure_has_a_caption(drawn):
-    assert set(figures.CAPTIONS) == {name.removesuffix("_one").removesuffix("_many") for name in drawn}
+def test_every_figure_has_a_caption_and_a_place_in_this_battery(drawn):
+    drawings = {
+        name: value
+        for module in (pictures, charts)
+        for name, value in vars(module).items()
+        if isinstance(value, style.Drawing)
+    }
+    assert drawings.keys() == {name.removesuffix("_one").removesuffix("_many") for name in drawn}
+    assert all(value.caption.endswith(".") for value in drawings.values())
+    assert len({value.caption for value in drawings.values()}) == len(drawings)
 
 
 def test_nothing_leaves_its_figure(drawn):
@@ -92,18 +100,19 @@ def test_no_figure_is_wider_than_a_page_column(drawn):
 
 def test_every_figure_becomes_a_png(drawn):
     for figure in drawn.values():
-        picture = Image.open(io.BytesIO(figures.png(figure, dpi=50)))
+        picture = Image.open(io.BytesIO(style.png(figure, dpi=50)))
         assert picture.size == tuple((figure.get_size_inches() * 50).astype(int))
         assert np.asarray(picture.convert("L")).std() > 1
 
 
 def test_drawing_leaves_no_global_state():
     before = dict(matplotlib.rcParams)
-    figures.curves([{"step": 1, "loss": 0.5, "seconds": 1.0}])
+    charts.curves([{"step": 1, "loss": 0.5, "seconds": 1.0}])
     assert dict(matplotlib.rcParams) == before
-    imports = [node for node in ast.walk(ast.parse(inspect.getsource(figures))) if isinstance(node, ast.ImportFrom)]
-    assert not any("pyplot" in (node.module or "") for node in imports)
-    assert not hasattr(figures, "pyplot")
+    for module in (style, pictures, charts):
+        nodes = ast.walk(ast.parse(inspect.getsource(module)))
+        assert not any("pyplot" in (node.module or "") for node in nodes if isinstance(node, ast.ImportFrom))
+        assert not hasattr(module, "pyplot")
 
 
 def test_hostile_names_are_shown_as_they_are(drawn):
@@ -116,12 +125,12 @@ def test_hostile_names_are_shown_as_they_are(drawn):
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda bad: figures.reconstructions(bad[None, ..., None], bad[None, ..., None], [1.0]),
-        lambda bad: figures.component_grid(bad[..., None], bad[..., None], bad[None, ..., None], [0]),
-        lambda bad: figures.tdsm_slices(np.zeros((2, 2, 1)), bad[..., None], [0]),
-        lambda bad: figures.token_statistics(bad, bad),
-        lambda bad: figures.confusion(bad, ["a", "b"]),
-        lambda bad: figures.embedding(bad, [0, 0], ["a"], "PCA"),
+        lambda bad: pictures.reconstructions(bad[None, ..., None], bad[None, ..., None], [1.0]),
+        lambda bad: pictures.component_grid(bad[..., None], bad[..., None], bad[None, ..., None], [0]),
+        lambda bad: pictures.tdsm_slices(np.zeros((2, 2, 1)), bad[..., None], [0]),
+        lambda bad: charts.token_statistics(bad, bad),
+        lambda bad: charts.confusion(bad, ["a", "b"]),
+        lambda bad: charts.embedding(bad, [0, 0], ["a"], "PCA"),
     ],
     ids=["reconstructions", "component_grid", "tdsm_slices", "token_statistics", "confusion", "embedding"],
 )
@@ -134,7 +143,7 @@ def test_values_that_cannot_be_drawn_are_refused(draw):
 @pytest.mark.parametrize("size", [(8, 8), (5, 12), (24, 8)], ids=str)
 def test_reconstructions_show_images_and_error(random, size, channels):
     images, other = random.random((2, *size, channels)), random.random((2, *size, channels))
-    figure = figures.reconstructions(images, other, [21.04, np.inf])
+    figure = pictures.reconstructions(images, other, [21.04, np.inf])
     assert len(figure.axes) == 3 * 2 + 1
     picture = images if channels == 3 else images[..., 0]
     error = np.abs(images - other).mean(-1)
@@ -155,7 +164,7 @@ def test_a_perfect_reconstruction_has_a_white_error(drawn):
 
 def test_long_lists_are_cut_and_say_so(drawn):
     assert len(drawn["reconstructions"].axes) == 3 * 12 + 1
-    assert drawn["reconstructions"].texts[0].get_text() == "Reconstruction, first 12 of 20 images"
+    assert drawn["reconstructions"].texts[0].get_text() == "Reconstruction, 12 of 20 images"
     assert len(drawn["component_grid"].axes) == 2 + 64
     assert "first 64 of 70 tokens" in drawn["component_grid"].texts[0].get_text()
     assert len(drawn["tdsm_slices"].axes) == 1 + 64 + 1
@@ -165,7 +174,7 @@ def test_long_lists_are_cut_and_say_so(drawn):
 def test_components_are_shifted_clipped_and_the_clipping_is_stated():
     image = np.full((2, 4, 3), 0.25)
     components = np.array([-1.0, 0.0, 3.0, -2.0])[:, None, None, None] * np.ones((4, 2, 4, 3))
-    figure = figures.component_grid(image, image, components, [0, 64, 128, 192])
+    figure = pictures.component_grid(image, image, components, [0, 64, 128, 192])
     assert [axes.get_title() for axes in figure.axes[2:]] == ["0", "64", "128", "192"]
     assert [shown(axes).mean() for axes in figure.axes] == [0.25, 0.25, 0.0, 0.5, 1.0, 0.0]
     assert "50.0 % of values clipped" in figure.texts[0].get_text()
@@ -173,7 +182,7 @@ def test_components_are_shifted_clipped_and_the_clipping_is_stated():
 
 def test_slices_stand_around_their_own_mean_on_one_scale(random):
     maps = random.normal(loc=[5.0, 0.0, -5.0], size=(9, 7, 3))
-    figure = figures.tdsm_slices(np.zeros((9, 7, 3)), maps, [4, 5, 6])
+    figure = pictures.tdsm_slices(np.zeros((9, 7, 3)), maps, [4, 5, 6])
     means = maps.mean((0, 1))
     for k, axes in enumerate(figure.axes[1:4]):
         np.testing.assert_allclose(shown(axes), maps[..., k] - means[k])
@@ -192,7 +201,7 @@ def test_a_constant_map_is_pale_everywhere(drawn):
 
 def test_token_statistics_draw_means_and_percentiles(random):
     mean, deviation = random.normal(size=(50, 4)), random.random((50, 4))
-    figure = figures.token_statistics(mean, deviation)
+    figure = charts.token_statistics(mean, deviation)
     for axes, values in zip(figure.axes, (mean, deviation), strict=True):
         np.testing.assert_allclose(axes.lines[0].get_ydata(), values.mean(0))
         ends = np.array([segment[:, 1] for segment in axes.collections[0].get_segments()])
@@ -201,7 +210,7 @@ def test_token_statistics_draw_means_and_percentiles(random):
 
 
 def test_confusion_writes_counts_and_shades_shares():
-    figure = figures.confusion(np.array([[3, 1, 0], [0, 0, 0], [0, 2, 2]]), ["cat", "dog", "owl"])
+    figure = charts.confusion(np.array([[3, 1, 0], [0, 0, 0], [0, 2, 2]]), ["cat", "dog", "owl"])
     axes = figure.axes[0]
     np.testing.assert_array_equal(shown(axes), [[0.75, 0.25, 0], [0, 0, 0], [0, 0.5, 0.5]])
     assert [text.get_text() for text in axes.texts] == list("310000022")
@@ -215,13 +224,13 @@ def test_confusion_of_many_classes_only_shades(drawn):
     assert len(axes.texts) == 0
     assert shown(axes).shape == (100, 100)
     assert [label.get_text() for label in axes.get_yticklabels()][1] == "a class of number 3"
-    assert len(axes.get_yticklabels()) <= figures.MAX_NAMED_CLASSES
+    assert len(axes.get_yticklabels()) <= charts.MAX_NAMED_CLASSES
 
 
 def test_embedding_draws_each_class_at_its_points(random):
     points, labels = random.normal(size=(40, 2)), np.arange(40) % 12
     points[labels == 3] += 50
-    figure = figures.embedding(points, labels, [f"c{k}" for k in range(13)], "PCA")
+    figure = charts.embedding(points, labels, [f"c{k}" for k in range(13)], "PCA")
     axes = figure.axes[0]
     for k, dots in enumerate(axes.collections):
         np.testing.assert_allclose(dots.get_offsets(), points[labels == k])
@@ -235,13 +244,13 @@ def test_embedding_draws_each_class_at_its_points(random):
 
 def test_embedding_refuses_labels_without_a_class():
     with pytest.raises(UsageError, match="labels run from 0 to 2, but there are 2 classes"):
-        figures.embedding(np.zeros((2, 2)), [0, 2], ["a", "b"], "PCA")
+        charts.embedding(np.zeros((2, 2)), [0, 2], ["a", "b"], "PCA")
 
 
 def test_curves_draw_loss_on_a_log_scale_and_psnr_where_measured():
     history = [{"step": s, "loss": 1 / s, "seconds": 60.0 * s} for s in (1, 2, 3)]
     history[1]["psnr"], history[2]["psnr"] = 22.5, 21.25
-    loss, psnr = figures.curves(history).axes
+    loss, psnr = charts.curves(history).axes
     np.testing.assert_allclose(loss.lines[0].get_xydata(), [[1, 1], [2, 1 / 2], [3, 1 / 3]])
     np.testing.assert_allclose(psnr.lines[0].get_xydata(), [[2, 22.5], [3, 21.25]])
     assert (loss.get_yscale(), psnr.get_yscale()) == ("log", "linear")
@@ -257,36 +266,36 @@ def test_curves_without_psnr_have_one_panel_and_a_running_mean(drawn):
 
 
 def test_curves_of_a_loss_that_reaches_zero_are_linear():
-    assert figures.curves([{"step": 1, "loss": 0.0, "seconds": 0.0}]).axes[0].get_yscale() == "linear"
+    assert charts.curves([{"step": 1, "loss": 0.0, "seconds": 0.0}]).axes[0].get_yscale() == "linear"
 
 
 def test_curves_and_bars_refuse_nothing():
     with pytest.raises(UsageError, match="history is empty"):
-        figures.curves([])
+        charts.curves([])
     with pytest.raises(UsageError, match="there is no row"):
-        figures.accuracy_bars([])
+        charts.accuracy_bars([])
 
 
 def test_bars_are_sorted_coloured_by_role_and_carry_intervals():
     rows = [row("a", "tdsm", 0.25, 0.2, 0.3), row("b", "baseline", 0.5, 0.45, 0.55)]
-    figure = figures.accuracy_bars(rows, chance=0.1)
+    figure = charts.accuracy_bars(rows, majority=0.1)
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"]
     assert [bar.get_width() for bar in axes.patches] == [50, 25]
-    assert same_color(axes.patches[0].get_facecolor()[:3], figures.AMBER)
-    assert same_color(axes.patches[1].get_facecolor()[:3], figures.BLUE)
+    assert same_color(axes.patches[0].get_facecolor()[:3], style.AMBER)
+    assert same_color(axes.patches[1].get_facecolor()[:3], style.BLUE)
     np.testing.assert_allclose([line.get_xdata() for line in axes.lines], [[45, 55], [20, 30], [10, 10]])
     assert [text.get_text() for text in axes.texts] == ["50.0", "25.0"]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]
-    assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "chance, 10 %"
-    assert len(figures.accuracy_bars(rows).axes[0].lines) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "largest class, 10.0 %"
+    assert len(charts.accuracy_bars(rows).axes[0].lines) == 2
 
 
 def test_pixels_of_an_image_arrive_in_the_png():
     red = np.zeros((1, 8, 8, 3))
     red[..., 0] = 1.0
-    figure = figures.reconstructions(red, red, [np.inf])
-    picture = np.asarray(Image.open(io.BytesIO(figures.png(figure))).convert("RGB"))
+    figure = pictures.reconstructions(red, red, [np.inf])
+    picture = np.asarray(Image.open(io.BytesIO(style.png(figure))).convert("RGB"))
     share = (picture == [255, 0, 0]).all(-1).mean()
     box = figure.axes[0].get_window_extent()
     assert share == pytest.approx(2 * box.width * box.height / (figure.bbox.width * figure.bbox.height), rel=0.05)
@@ -294,7 +303,7 @@ def test_pixels_of_an_image_arrive_in_the_png():
 
 def test_every_method_is_drawn_on_its_own_scale(random):
     components = random.normal(size=(2, 3, 6, 6)) * np.array([1.0, 1e-3])[:, None, None, None]
-    axes = figures.methods(np.zeros((6, 6, 1)), components, ["solo", "additive"], [4, 5, 6]).axes
+    axes = pictures.methods(np.zeros((6, 6, 1)), components, ["solo", "additive"], [4, 5, 6]).axes
     tiles = [a for a in axes[1:] if a.images]
     assert len(tiles) == 6
     for tile, values in zip(tiles, components.reshape(6, 6, 6), strict=True):

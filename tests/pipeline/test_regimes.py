@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tdsm.base.statistics import accuracy_interval
-from tdsm.pipeline.regimes import HEADINGS, regimes_cells, regimes_markdown
+from tdsm.pipeline.regimes import HEADINGS, regimes_table
 
 
 @pytest.fixture
@@ -20,18 +20,18 @@ def found():
 
 def test_a_line_is_a_regime_with_the_interval_of_its_predictions(found):
     results, is_right = found
-    (headings, *lines), words = regimes_cells(results, is_right)
-    finetune, frozen = (dict(zip(headings, line, strict=True)) for line in lines)
+    table = regimes_table(results, is_right)
+    finetune, frozen = (dict(zip(table.headings, line, strict=True)) for line in table.lines)
     assert (finetune["seeds"], finetune["test accuracy (%)"], finetune["deviation"]) == ("3", "60.0", "10.0")
     assert (finetune["dB before"], finetune["dB after"]) == ("24.00", "21.00")
     bound = accuracy_interval(torch.arange(100) < torch.tensor([[50], [60], [70]]))
     assert finetune["95 % interval (%)"] == f"{100 * bound.low:.1f} – {100 * bound.high:.1f}"
     assert (frozen["seeds"], frozen["test accuracy (%)"], frozen["deviation"]) == ("1", "40.0", "–")
-    assert "Intervals: Wilson over images and seeds, Wilson." in words
+    assert "Intervals: Wilson over images and seeds, Wilson." in table.notes
 
 
 def test_one_seed_alone_is_not_said_to_be_over_seeds(found):
     results, is_right = found
-    text = regimes_markdown(results, {"frozen": is_right["frozen"]})
-    assert "Intervals: Wilson. " in text
-    assert text.startswith(f"| {' | '.join(HEADINGS)} |")
+    table = regimes_table(results, {"frozen": is_right["frozen"]})
+    assert "Intervals: Wilson." in table.notes
+    assert list(table.headings[: len(HEADINGS)]) == HEADINGS

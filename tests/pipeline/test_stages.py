@@ -8,6 +8,7 @@ import torch
 
 from tdsm.base.device import resolve_device
 from tdsm.base.errors import CheckpointError, DataError, ResourceError, UsageError
+from tdsm.models.sanity import field_sanity, mean_image
 from tdsm.pipeline import field as fields
 from tdsm.pipeline import quality, stages
 from tdsm.pipeline.field import initial_field
@@ -58,7 +59,9 @@ def test_a_report_comes_after_the_evaluation(tmp_path):
 def test_quality_is_measured_on_the_test_images_once(tmp_path, monkeypatch):
     run = stages.take_up(demo(tmp_path / "run"), silent)
     kept = json.loads((run.path / "quality" / "quality.json").read_text())
-    assert kept.items() >= reconstruction_quality(run.field, run.data.test).items()
+    measured, mean = reconstruction_quality(run.field, run.data.test), mean_image([run.data.train.floats()])
+    assert kept == measured | field_sanity(measured["psnr"], [run.data.test.floats()], mean)
+    assert "almost nothing" in kept["sanity"]  # after 8 steps
     monkeypatch.setattr(quality, "reconstruction_quality", None)
     text = stages.evaluate(run)
     assert f"{kept['psnr']:.2f} dB on 60 test images" in text

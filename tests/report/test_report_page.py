@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tdsm.base.errors import UsageError
-from tdsm.figures.pictures import confusion, curves
-from tdsm.pipeline.table import verdict
+from tdsm.base.text import Table
+from tdsm.figures.charts import confusion, curves
 from tdsm.report.page import ReportInputs, render, write_report
 
 HOSTILE = "\"'><script>alert(1)</script><img src=https://example.org/x onerror=alert(2)> & </style> \udcff"
@@ -69,9 +69,14 @@ def inputs():
     loss = curves([{"step": 1, "loss": 0.5, "seconds": 1.0}])
     return ReportInputs(
         title="Digits",
+        verdict="The TDSM stands below.",
         summary=("The field reconstructs.", "The map classifies."),
         notes=("One seed.",),
         rows=[row("map", "tdsm", 0.5), row("tokens", "baseline", 0.6), row("pixels", "baseline", 0.4, 0.4)],
+        tables=(
+            Table("Does it pay?", ["feature", "accuracy"], [["solo", "27.7"]], ["feature"], ["No."], ["Of 9."]),
+            Table("Measures", ["rank"], [["3.2"]]),
+        ),
         figures={
             "curves": (loss, "Training loss. Lower is better."),
             "confusion": (confusion(np.eye(2), ["a", "b"]), "Counts."),
@@ -126,19 +131,26 @@ def test_the_policy_allows_exactly_the_style_and_script_of_the_page(html, page):
 
 def test_the_page_says_what_it_was_told(inputs, page):
     text = page.text().replace("\u00a0", " ")
-    for sentence in (*inputs.summary, *inputs.notes, verdict(inputs.rows), inputs.command, '"tokens": 16', "3.11"):
+    for sentence in (*inputs.summary, *inputs.notes, inputs.verdict, inputs.command, '"tokens": 16', "3.11"):
         assert sentence in text
     assert page.text("h1") == "Digits"
     assert page.text("dd") == "1\u2009234\u200956728.43yes8, 8–"
     assert "Figure 1. Curves." in text
-    assert (
-        text.index("The field reconstructs.") < text.index("The TDSM is below the baseline") < text.index("Figure 1.")
-    )
+    assert text.index("The TDSM stands below.") < text.index("The field reconstructs.") < text.index("Figure 1.")
 
 
-def test_the_verdict_is_said_once(inputs):
-    told = Page(render(replace(inputs, summary=("It ran.", verdict(inputs.rows)))))
-    assert told.text("p").count("The TDSM is below the baseline") == 1
+def test_what_else_was_found_stands_in_tables_of_its_own(html, page):
+    assert page.text("h3") == "Does it pay?Measures"
+    text = page.text("p", "td", "li")
+    assert text.index("No.") < text.index("solo27.7") < text.index("Of 9.") < text.index("3.2")
+    assert '<td class="word">solo</td><td class="number">27.7</td>' in html
+    assert '<th scope="col" class="word">feature</th><th scope="col" class="number">accuracy</th>' in html
+
+
+def test_the_table_says_how_its_intervals_were_made(inputs, page):
+    assert "Wilson" not in page.text()
+    rows = [row | {"interval": "Wilson over images and seeds"} for row in inputs.rows]
+    assert "95\u00a0% intervals: Wilson over images and seeds." in Page(render(replace(inputs, rows=rows))).text("li")
 
 
 def test_names_become_words(inputs):
@@ -156,7 +168,7 @@ def test_every_picture_has_words_and_its_own_size(inputs, page):
 
 
 def test_the_table_is_sorted_and_marks_the_best_of_each_role(html):
-    (body,) = re.findall("<tbody>(.*)</tbody>", html, flags=re.DOTALL)
+    (body,) = re.findall('<table class="sortable">.*?<tbody>(.*?)</tbody>', html, flags=re.DOTALL)
     lines = body.strip().splitlines()
     assert [re.search('class="name">([a-z]+)', line)[1] for line in lines] == ["tokens", "map", "pixels"]
     assert [re.findall(r"best (?:TDSM|baseline)", line) for line in lines] == [["best baseline"], ["best TDSM"], []]
@@ -169,7 +181,7 @@ def test_the_table_of_several_seeds_has_a_column_more_that_sorts(inputs, html):
     pages = [html, render(replace(inputs, rows=rows))]
     columns = [re.findall("<th scope=[^>]*>([^<]*)</th>", page) for page in pages]
     assert columns[1] == [*columns[0][:3], "deviation", *columns[0][3:]]
-    lines = re.search("<tbody>(.*)</tbody>", pages[1], flags=re.DOTALL)[1].strip().splitlines()
+    lines = re.search("<tbody>(.*?)</tbody>", pages[1], flags=re.DOTALL)[1].strip().splitlines()
     numbers = [re.findall('<td class="number"[^>]*>([^<]*)</td>', line)[:2] for line in lines]
     assert numbers == [["60.0", "–"], ["50.0", "2.8"], ["40.0", "–"]]
     assert [line.count('data-value="-1') for line in lines] == [1, 0, 1]
@@ -183,9 +195,21 @@ def test_the_table_of_several_seeds_has_a_column_more_that_sorts(inputs, html):
 def test_hostile_text_stays_text(inputs, page):
     hostile = ReportInputs(
         title=HOSTILE,
+        verdict=HOSTILE,
         summary=(HOSTILE,),
         notes=(HOSTILE,),
         rows=[{**row(HOSTILE, "tdsm", 0.5), "features": HOSTILE, "head": HOSTILE}, *inputs.rows[1:]],
+        tables=tuple(
+            replace(
+                table,
+                title=HOSTILE,
+                headings=[*table.headings[:-1], HOSTILE],
+                lines=[[HOSTILE] * len(table.headings)],
+                findings=[HOSTILE] * len(table.findings),
+                notes=[HOSTILE] * len(table.notes),
+            )
+            for table in inputs.tables
+        ),
         figures={name: (figure, HOSTILE) for name, (figure, _) in inputs.figures.items()},
         field={HOSTILE: HOSTILE, **dict(list(inputs.field.items())[1:])},
         config={HOSTILE: [HOSTILE]},
@@ -203,14 +227,14 @@ def test_hostile_text_stays_text(inputs, page):
         {"src", "width", "height", "alt"}
     ] * 2
     expected = HOSTILE.replace("\udcff", "?")
-    for tags in (("h1",), ("title",), ("li",), ("td",), ("figcaption",), ("dt",), ("dd",), ("pre",)):
+    for tags in (("h1",), ("title",), ("li",), ("td",), ("th",), ("h3",), ("figcaption",), ("dt",), ("dd",), ("pre",)):
         assert expected in attacked.text(*tags).replace("\u00a0", " ")
 
 
 def test_a_page_of_almost_nothing_still_reads(inputs):
-    bare = Page(render(replace(inputs, summary=(), notes=(), rows=[], figures={}, field={})))
-    assert "No classifier was evaluated." in bare.text("p")
-    assert [link["href"] for link in bare.all("a")] == ["#findings", "#accuracy", "#reproduce"]
+    bare = Page(render(replace(inputs, summary=(), notes=(), rows=[], tables=(), figures={}, field={})))
+    assert "The TDSM stands below." in bare.text("p")
+    assert [link["href"] for link in bare.all("a")] == ["#findings", "#reproduce"]
     assert bare.all("table") == bare.all("img") == bare.all("dl") == []
 
 

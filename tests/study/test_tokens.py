@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,25 +7,22 @@ import torch
 from PIL import Image
 
 from tdsm.base.errors import UsageError
+from tdsm.base.statistics import PAIRED_SEEDS, paired_difference
 from tdsm.features.store import FeatureRows
 from tdsm.study import answers
 from tdsm.study import tokens as module
 from tdsm.study.config import TokenStudyConfig
 from tdsm.study.tokens import METHODS, draw, run_token_study, stride, usable_counts
-from tdsm.study.tokens_table import overlap, summarize, token_study_markdown, token_verdict
+from tdsm.study.tokens_table import overlap, summarize, token_study_tables, token_verdict
 from tests.tinyrun import content, demo, finished, tdsm, trained
 
 SMALL = TokenStudyConfig(counts=(1, 3), seeds=2, epochs=2, learning_rates=(1e-2,))
 
 
-def silent(words):
-    pass
-
-
 @pytest.fixture(scope="module")
 def study(run):
     stored = content(run.path / "features")
-    found = run_token_study(run, SMALL, silent)
+    found = run_token_study(run, SMALL)
     assert content(run.path / "features") == stored  # nothing is extracted twice
     return found
 
@@ -46,7 +44,7 @@ def test_what_was_answered_is_not_asked_again(run, study, monkeypatch):
     before = content(run.path / module.FOLDER)
     monkeypatch.setattr(answers, "fit_head", None)
     monkeypatch.setattr(module, "learn_tokens", None)
-    assert run_token_study(run, SMALL, silent) == study
+    assert run_token_study(run, SMALL) == study
     assert content(run.path / module.FOLDER) == before
 
 
@@ -58,18 +56,25 @@ def test_a_killed_study_goes_on_to_the_same_numbers(study, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_token_study(other, SMALL, stop)
-    assert run_token_study(other, SMALL, silent) == study
+        run_token_study(replace(other, say=stop), SMALL)
+    assert run_token_study(other, SMALL) == study
 
 
-def test_other_settings_are_refused(run, study):
-    with pytest.raises(UsageError, match="started with other settings: epochs: 2 -> 3"):
-        run_token_study(run, SMALL.model_copy(update={"epochs": 3}), silent)
+def test_more_seeds_may_come_later(run, study):
+    more = run_token_study(run, SMALL.model_copy(update={"seeds": 3}))
+    assert [row for row in more["rows"] if row["seed"] < 2] == study["rows"]
+
+
+def test_answers_of_other_settings_are_found_anew_and_it_is_said(run, study):
+    said = []
+    other = SMALL.model_copy(update={"counts": (1,), "seeds": 1, "epochs": 3})
+    run_token_study(replace(run, say=said.append), other)
+    assert "learned_1_seed0: made anew, it was made from something else: probe.epochs: 2 -> 3." in said
 
 
 def test_all_channels_of_a_token_of_the_runs_selection_are_kept(tmp_path):
     run = trained(tmp_path / "run", maps={"reduction": "rgb", "selection": "3,0,2"}, data__channels="rgb")
-    study = run_token_study(run, SMALL.model_copy(update={"counts": (2,), "seeds": 1}), silent)
+    study = run_token_study(run, SMALL.model_copy(update={"counts": (2,), "seeds": 1}))
     found = {row["method"]: row for row in study["rows"]}
     assert found["first"]["tokens"] == [3, 0]  # the tokens' own numbers, in the order of the selection
     assert found["first"]["parameters"] == (2 * 3 + 1) * 10
@@ -127,15 +132,20 @@ def test_the_verdict_says_plainly_what_learned_gates_do_not_beat():
 
 def test_differences_are_paired_with_random_choice_of_as_many_tokens():
     learned, random, _, everything = found(GOOD, BAD, BAD)
-    assert learned["difference"] == pytest.approx(0.5)
-    assert random["difference"] == 0.0
+    assert learned["difference"] == paired_difference(learned["is_right"], random["is_right"])
+    assert learned["difference"].value == pytest.approx(0.5)
+    assert learned["difference"].method == PAIRED_SEEDS
+    assert "difference" not in random
     assert "difference" not in everything
 
 
 def test_the_table_names_the_tokens_of_every_seed_and_their_overlap():
     settings = {"seeds": 2, "epochs": 2, "head": {"kind": "avg"}}
-    text = token_study_markdown({"settings": settings, "num_tokens": 3, "test_images": 200}, found(GOOD, BAD, BAD))
-    assert "| 2 | learned | 1 | 0.33 |" in text
+    study = {"settings": settings, "num_tokens": 3, "test_images": 200}
+    main, survivors = token_study_tables(study, found(GOOD, BAD, BAD))
+    assert ["2", "learned", "1", "0.33"] in list(map(list, survivors.lines))
+    assert main.findings == [token_verdict(found(GOOD, BAD, BAD))]
+    assert "paired over images and seeds" in " ".join(main.notes)
     assert overlap([[0, 1], [0, 1], [2, 3]]) == pytest.approx(1 / 3)
 
 
@@ -146,7 +156,7 @@ def test_the_command_writes_table_numbers_and_picture(tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out == f"{path}/study-tokens.md\n"
     assert (path / "study-tokens.md").read_text() in captured.err
-    kept = json.loads((path / "study-tokens.json").read_text())
+    kept = json.loads((path / "findings" / "study-tokens" / "facts.json").read_text())
     assert kept["settings"]["head"]["kind"] == "max"
     assert {row["count"] for row in kept["rows"]} == {1, 2, 4}
     assert all("is_right" not in row for row in kept["rows"])

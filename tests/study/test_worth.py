@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,17 +7,16 @@ import torch
 
 from tdsm.base.errors import UsageError
 from tdsm.classification.heads import TDSMClassifier
-from tdsm.features.config import MapConfig
-from tdsm.features.extract import make_maps
 from tdsm.features.store import FeatureRows
 from tdsm.models.weights import count_parameters
+from tdsm.pipeline import field as fields
 from tdsm.study import answers
 from tdsm.study import worth as module
 from tdsm.study.config import StudyConfig
-from tdsm.study.features import MEANINGS, all_features, random_expansion
-from tdsm.study.table import reference_of, study_verdict, summarize
+from tdsm.study.features import ASKED
+from tdsm.study.table import WITHOUT, reference_of, study_verdict, summarize
 from tdsm.study.worth import HEADS, head_of_size, run_study
-from tests.tinyrun import content, demo, digits, finished, tdsm
+from tests.tinyrun import content, demo, finished, tdsm
 
 TINY = {
     "seeds": 2,
@@ -30,18 +30,14 @@ TINY = {
 SMALL = StudyConfig.model_validate(TINY | {"max_test": 30, "token_counts": (2, 4), "steps": (3,)})
 
 
-def silent(words):
-    pass
-
-
 @pytest.fixture(scope="module")
 def study(run):
-    return run_study(run, SMALL, silent)
+    return run_study(run, SMALL)
 
 
 def test_every_question_is_answered_for_every_seed(study):
     asked = {(row["field"], row["feature"], row["head"], row["tokens"]) for row in study["rows"]}
-    main = {("trained", feature, head, 4) for feature in MEANINGS for head in HEADS}
+    main = {("trained", feature, head, 4) for feature in ASKED for head in HEADS}
     few = {("trained", feature, "structured", 2) for feature in ("solo", "tokens")}
     short = {("steps-3", feature, "structured", 4) for feature in ("solo", "tokens")}
     assert asked == main | few | short
@@ -54,8 +50,8 @@ def test_every_question_is_answered_for_every_seed(study):
 def test_what_was_answered_is_not_asked_again(run, study, monkeypatch):
     before = content(run.path / module.FOLDER)
     monkeypatch.setattr(answers, "fit_head", None)
-    monkeypatch.setattr(module, "train_field", None)
-    assert run_study(run, SMALL, silent) == study
+    monkeypatch.setattr(fields, "train_field", None)
+    assert run_study(run, SMALL) == study
     assert content(run.path / module.FOLDER) == before
 
 
@@ -64,43 +60,29 @@ def test_a_killed_study_goes_on(run, study, tmp_path):
     answered = []
 
     def stop(words):
-        answered.append(words)
+        if "/" in words:
+            answered.append(words)
         if len(answered) == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_study(other, SMALL, stop)
-    again = run_study(other, SMALL, silent)
+        run_study(replace(other, say=stop), SMALL)
+    again = run_study(other, SMALL)
     assert again == study
 
 
-def test_other_settings_are_refused(run, study):
-    with pytest.raises(UsageError, match="started with other settings"):
-        run_study(run, SMALL.model_copy(update={"epochs": 2}), silent)
+def test_more_seeds_may_come_later(run, study):
+    more = run_study(run, SMALL.model_copy(update={"seeds": 3}))
+    assert [row for row in more["rows"] if row["seed"] < 2] == study["rows"]
 
 
-def test_features_are_what_they_are_said_to_be(run):
-    images = digits().test.floats(torch.arange(3))
-    start = module.untrained_field(run)
-    features = all_features(run.field, start, images, (4, 5))
-    assert features.keys() == MEANINGS.keys()
-    maps = {name for name in MEANINGS if features[name].shape[1:] == (4, 5, 4)}
-    assert maps == {"solo", "additive", "leave_one_out", "attention", "random-expansion", "untrained-solo"}
-    with torch.no_grad():
-        tokens = run.field.encode(images)
-        for method in ("solo", "additive"):
-            expected = make_maps(run.field, tokens, MapConfig(method=method), (4, 5))
-            torch.testing.assert_close(features[method].float(), expected, rtol=2e-3, atol=2e-3)
-        before = make_maps(start, start.encode(images), MapConfig(), (4, 5))
-    torch.testing.assert_close(features["untrained-solo"].float(), before, rtol=2e-3, atol=2e-3)
-    assert not torch.allclose(features["untrained-solo"], features["solo"], atol=1e-2)
-
-
-def test_a_random_expansion_depends_on_the_values_alone():
-    values = torch.randn(2, 3, 8)
-    maps = random_expansion(values, (4, 5))
-    assert torch.equal(maps, random_expansion(values, (4, 5)))
-    assert torch.equal(maps[..., [2, 0]], random_expansion(values[:, [2, 0]], (4, 5)))
+def test_the_untrained_field_is_asked_for_what_is_said_to_be_its_own(run, study):
+    stored = {name: run.path / module.FOLDER / "features" / name for name in ("trained", "untrained", "steps-3")}
+    names = {
+        name: {asked.feature for asked in ASKED.values() if asked.is_trained == (name == "trained")} for name in stored
+    }
+    for name, folder in stored.items():
+        assert {part.name for part in (folder / "test").iterdir()} == names[name]
 
 
 @pytest.mark.parametrize(("pool", "size"), [("flatten", (4, 4)), ("cnn", (8, 8)), ("transformer", (16, 1))])
@@ -150,7 +132,8 @@ def test_both_sides_are_chosen_on_validation_and_the_verdict_says_who_wins():
     assert reference_of(found)["feature"] == "tokens"
     words = study_verdict(found)
     assert "solo (mlp), test 25.0 %" in words
-    assert "-50.0 points" in words
+    assert "−50.0 points" in words
+    assert "paired over images and seeds" in words
     assert words.endswith("decoding does not pay.")
     found = summarize({"rows": [*rows("solo", good, 0.9), *rows("values", bad, 0.5), *rows("tokens", good, 0.4)]})
     assert reference_of(found)["feature"] == "values"
@@ -158,6 +141,16 @@ def test_both_sides_are_chosen_on_validation_and_the_verdict_says_who_wins():
     found = summarize({"rows": [*rows("solo", good, 0.9), *rows("tokens", bad, 0.4), *rows("pixels", good, 0.5)]})
     assert reference_of(found)["feature"] == "pixels"
     assert study_verdict(found).endswith("no difference shown.")
+
+
+def test_what_was_decoded_is_never_called_without_decoding():
+    """The reconstruction and an untrained field's maps were decoded, though not by what is asked about."""
+    good, bad = np.tile([1, 1], (1, 5)), np.tile([1, 0], (1, 5))
+    others = [*rows("reconstruction", good, 0.9), *rows("untrained-solo", good, 0.9)]
+    found = summarize({"rows": [*others, *rows("tokens", bad, 0.1), *rows("solo", bad, 0.1)]})
+    assert reference_of(found)["feature"] == "tokens"
+    assert study_verdict(found).startswith("Best decoded maps by validation: solo")
+    assert {name for name, asked in ASKED.items() if asked.meaning.startswith("decoded:")} == set(ASKED) - WITHOUT
 
 
 def test_a_row_of_fewer_tokens_or_steps_is_never_the_reference():
@@ -189,8 +182,8 @@ def test_the_command_prints_the_table(tmp_path, capsys):
     assert captured.out == f"{path}/study-worth.md\n"
     text = (path / "study-worth.md").read_text()
     assert text in captured.err
-    assert all(f"| {feature} | {head} |" in text for feature in MEANINGS for head in HEADS)
-    kept = json.loads((path / "study-worth.json").read_text())
+    assert all(f"| {feature} | {head} |" in text for feature in ASKED for head in HEADS)
+    kept = json.loads((path / "findings" / "study-worth" / "facts.json").read_text())
     assert kept["settings"]["parameters"] == 900
     assert all("is_right" not in row for row in kept["rows"])
     assert tdsm("study", "worht", path) == 2

@@ -1,7 +1,10 @@
 """Numbers and tables as people read them."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from html import escape
+
+from tdsm.base.statistics import Interval
 
 THIN = "\u2009"  # between thousands
 NOTHING = "–"
@@ -25,6 +28,18 @@ def points(difference: float | int) -> str:
     return f"{100 * difference:+.1f}".replace("-", "−")
 
 
+def difference_words(difference: Interval, p: float | None = None) -> str:
+    """Say how sure a difference is: its interval in percentage points, the method, and McNemar's p if there is one.
+
+    >>> difference_words(Interval(0.125, 0.051, 0.196, "paired over images"), p=0.0013)
+    '95 % interval +5.1 to +19.6, paired over images; McNemar p = 0.001'
+    """
+    ends = f"95 % interval {points(difference.low)} to {points(difference.high)}, {difference.method}"
+    if p is None:
+        return ends
+    return f"{ends}; McNemar p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+
+
 def thousands(number: int) -> str:
     """Write a whole number in groups of three digits.
 
@@ -41,6 +56,42 @@ def count_of(number: int, noun: str) -> str:
     ('1 seed', '3 seeds')
     """
     return f"{thousands(number)} {noun}{'' if number == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Hold a table with what must be said before it and known to read it.
+
+    >>> print(Table("Counts", ["tokens", "name"], [["4", "a|b"]], words=["name"], notes=["Of one image."]).markdown())
+    ### Counts
+    <BLANKLINE>
+    | tokens | name |
+    | --: | :-- |
+    | 4 | a\\|b |
+    <BLANKLINE>
+    Of one image.
+
+    Args:
+        title: What the table is about.
+        headings: Of its columns.
+        lines: One text a column.
+        words: The headings of columns that hold words, not numbers.
+        findings: Sentences to stand before the table.
+        notes: Sentences to stand after it.
+    """
+
+    title: str
+    headings: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    words: Sequence[str] = ()
+    findings: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+    def markdown(self) -> str:
+        """Write all of it as Markdown."""
+        table = markdown_table(self.headings, self.lines, self.words)
+        parts = [f"### {self.title}", " ".join(self.findings), table, " ".join(self.notes)]
+        return "\n\n".join(part for part in parts if part)
 
 
 def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]], words: Collection[str] = ()) -> str:

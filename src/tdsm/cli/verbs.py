@@ -221,12 +221,13 @@ class Analyse(Stage):
     def execute(self) -> None:
         """Measure, and print where the table is."""
         from tdsm.pipeline import stages
-        from tdsm.study.analysis import TABLE, analyse, analysis_markdown
+        from tdsm.study.analysis import analyse, write_analysis
 
         with self.taken_up() as run:
             other = None if self.against is None else stages.take_up(self.against.expanduser(), say)
-            say(analysis_markdown(analyse(run, self.settings.images, other)))
-            print(run.path / TABLE)
+            path, words = write_analysis(run, analyse(run, self.settings.images, other))
+            say(words)
+            print(path)
 
 
 class Question(Stage):

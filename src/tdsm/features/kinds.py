@@ -111,7 +111,10 @@ FEATURES: dict[str, FeatureKind] = {
         ("size", "selection"),
     ),
     "reconstruction": FeatureKind(
-        lambda e: e.field.decode(e.tokens, size=e.size), "the decoded image", ("size",), is_decoded=True
+        lambda e: e.field.decode(e.tokens, size=e.size),
+        "the image, from all tokens together",
+        ("size",),
+        is_decoded=True,
     ),
     "tdsm": FeatureKind(
         _maps_by, "the maps of the settings: each token alone, if not said otherwise", MAP_SETTINGS, True

@@ -1,9 +1,16 @@
 """How well a run's field reconstructs its test images, measured once."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from tdsm.base import io
+from tdsm.data import ImageSet
+from tdsm.models.sanity import field_sanity, mean_image
 from tdsm.pipeline import link
 from tdsm.pipeline.run import Run
 from tdsm.training.reconstruction import reconstruction_quality
@@ -12,10 +19,12 @@ FOLDER, RESULT = "quality", "quality.json"
 
 
 def reconstruction_of(run: Run) -> dict[str, Any]:
-    """Return mean and deviation of the PSNR of a run's field on test images, and what no field is needed for."""
+    """Return mean and deviation of the PSNR of a run's field on test images, and what a field must beat."""
 
     def fill(folder: Path) -> None:
-        io.write_json(folder / RESULT, reconstruction_quality(run.field, run.data.test))
+        quality, mean = reconstruction_quality(run.field, run.data.test), mean_image(_batches(run.data.train))
+        sanity = field_sanity(quality["psnr"], _batches(run.data.test), mean)
+        io.write_json(folder / RESULT, quality | sanity)
 
     link.keep(run.path / FOLDER, quality_origin(run), fill, holds=[RESULT], say=run.say)
     return io.read_object(run.path / FOLDER / RESULT)
@@ -23,4 +32,8 @@ def reconstruction_of(run: Run) -> dict[str, Any]:
 
 def quality_origin(run: Run) -> dict[str, Any]:
     """Name all that decides it."""
-    return {"field": run.field_hash, "test": run.data.test.fingerprint()}
+    return {"field": run.field_hash, "train": run.data.train.fingerprint(), "test": run.data.test.fingerprint()}
+
+
+def _batches(images: ImageSet) -> Iterator[Float[Tensor, "_ channels height width"]]:
+    return (images.floats(rows) for rows in torch.arange(len(images)).split(256))

@@ -7,7 +7,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from tdsm.base.statistics import Interval, accuracy_interval
-from tdsm.base.text import NOTHING, count_of, markdown_table, percent
+from tdsm.base.text import NOTHING, Table, count_of, percent
 
 WORDS = ["regime", "head"]
 HEADINGS = [*WORDS, "seeds", "test accuracy (%)", "deviation", "95 % interval (%)", "validation (%)"]
@@ -15,16 +15,8 @@ DECIBELS = ["dB before", "dB after"]
 MEANS = ("validation_accuracy", "psnr_before", "psnr_after")
 
 
-def regimes_markdown(results: Sequence[dict], is_right: Mapping[str, Bool[Tensor, "seeds samples"]]) -> str:
-    """Write the table and what its columns are."""
-    (headings, *lines), words = regimes_cells(results, is_right)
-    return f"{markdown_table(headings, lines, WORDS)}\n\n{' '.join(words)}\n"
-
-
-def regimes_cells(
-    results: Sequence[dict], is_right: Mapping[str, Bool[Tensor, "seeds samples"]]
-) -> tuple[list[list[str]], list[str]]:
-    """Return the lines of the table, headings first, one regime a line, and sentences on what its columns are.
+def regimes_table(results: Sequence[dict], is_right: Mapping[str, Bool[Tensor, "seeds samples"]]) -> Table:
+    """Tabulate one regime a line, seeds averaged.
 
     Args:
         results: What each seed of each regime measured.
@@ -35,13 +27,13 @@ def regimes_cells(
         _line([result for result in results if result["regime"] == name], bounds[name], right)
         for name, right in is_right.items()
     ]
-    words = [
+    notes = [
         f"{count_of(results[0]['n_test'], 'test image')}.",
         "Deviation: over seeds, in points.",
         f"Intervals: {', '.join(dict.fromkeys(bound.method for bound in bounds.values()))}.",
         "dB: PSNR on test images of the field before and after, mean over seeds.",
     ]
-    return [[*HEADINGS, *DECIBELS], *lines], words
+    return Table("Heads trained with the field", [*HEADINGS, *DECIBELS], lines, WORDS, notes=notes)
 
 
 def _line(results: Sequence[dict], bound: Interval, right: Bool[Tensor, "seeds samples"]) -> list[str]:

@@ -175,7 +175,7 @@ def _score(run: Run, name: str, row: Row) -> dict:
         predicted = _predict(run, row, fitted, choice)
         io.write_tensors(folder / PREDICTIONS, {"ids": run.data.test.ids, "predicted": predicted})
         entry: dict[str, Any] = {"name": name, "role": row.role, "features": row.features, "meaning": row.meaning}
-        entry |= {"head": row.head.pool if row.head else "knn", "parameters": choice["parameters"]}
+        entry |= {"head": row.head.kind if row.head else "knn", "parameters": choice["parameters"]}
         entry |= scores(predicted, run.data.test.labels, len(run.data.test.classes))
         entry |= {"validation_accuracy": fmean(fit["validation_accuracy"] for fit in choice["fits"])}
         entry |= {"settings": choice["fits"][0]["settings"], "test_reads": reads + 1}

@@ -15,14 +15,15 @@ from tdsm.models.field import NeuralField
 from tdsm.pipeline.config import RunConfig
 from tdsm.pipeline.data import check_data, keep_data, load
 from tdsm.pipeline.field import initial_field, kept_field, require_trained, train_and_keep
+from tdsm.pipeline.findings import write_findings
 from tdsm.pipeline.finetune import regime_results, train_regime
 from tdsm.pipeline.folder import create_run, is_later, read_config, rewrite_config
 from tdsm.pipeline.link import Say
 from tdsm.pipeline.quality import reconstruction_of
-from tdsm.pipeline.regimes import regimes_markdown
-from tdsm.pipeline.rows import fit_rows, score_rows
+from tdsm.pipeline.regimes import regimes_table
+from tdsm.pipeline.rows import fit_rows, is_right, score_rows
 from tdsm.pipeline.run import Run, chosen_rows
-from tdsm.pipeline.table import table_markdown, verdict
+from tdsm.pipeline.table import chosen, remarks, table_markdown, verdict
 from tdsm.training import processes
 from tdsm.training.reconstruction import check_training
 
@@ -85,8 +86,10 @@ def evaluate(run: Run) -> str:
     """Score everything on the test split, once; write table.md and table.json and return the former's text."""
     table = score_rows(run)
     quality = reconstruction_of(run)
-    words = [f"Reconstruction: {quality['psnr']:.2f} dB on {quality['n']} test images.", *run.notes()]
-    text = "\n".join([verdict(table), "", table_markdown(table), "", *(f"- {sentence}" for sentence in words)])
+    quality_words = f"Reconstruction: {quality['psnr']:.2f} dB on {quality['n']} test images."
+    words = [quality_words, quality["sanity"], *remarks(table), *run.notes()]
+    right = {row["name"]: is_right(run, row["name"]) for row in chosen(table)}
+    text = "\n".join([verdict(table, right), "", table_markdown(table), "", *(f"- {sentence}" for sentence in words)])
     io.write_json(run.path / "table.json", table)
     io.write_text(run.path / "table.md", text + "\n")
     return text
@@ -97,10 +100,10 @@ def finetune(run: Run, config: RegimeConfig) -> str:
     for number in range(config.seeds):
         result = train_regime(run, config, number)
         run.say(f"{config.regime}, seed {number}: test {100 * result['accuracy']:.1f} %, {result['n_test']} images")
-    text = regimes_markdown(*regime_results(run))
+    table = regimes_table(*regime_results(run))
     if processes.is_first():
-        io.write_text(run.path / "regimes.md", text)
-    return text
+        write_findings(run, "regimes", [table], {})
+    return table.markdown()
 
 
 def settled(config: RunConfig, data: Data) -> tuple[RunConfig, NeuralField]:

@@ -2,31 +2,39 @@
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
+from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from tdsm.base import io
+from tdsm.base.randomness import generator
 from tdsm.base.statistics import confusion_matrix, psnr
+from tdsm.base.text import count_of
 from tdsm.classification.rows import ROWS
+from tdsm.classification.scores import majority_share
+from tdsm.data.sampling import stratified_sample
 from tdsm.decomposition import component_images, decompose
 from tdsm.decomposition.select import parse_selection, select_tokens
-from tdsm.figures import pictures as figures
-from tdsm.figures.pictures import CAPTIONS
+from tdsm.figures import charts, pictures
+from tdsm.figures.style import Drawing
 from tdsm.models.load import FIELD_FOLDER
 from tdsm.models.weights import count_parameters
 from tdsm.pipeline.field import CURVES
+from tdsm.pipeline.findings import read_findings
 from tdsm.pipeline.quality import reconstruction_of
-from tdsm.pipeline.rows import read_predictions, scored_rows
+from tdsm.pipeline.rows import is_right, read_predictions, scored_rows
 from tdsm.pipeline.run import Run
-from tdsm.pipeline.table import best, verdict
+from tdsm.pipeline.table import chosen, verdict
 from tdsm.report.page import ReportInputs, write_report
-from tdsm.study.analysis import analysis_cells, compared, explanations, read_analysis
+from tdsm.study.analysis import compared
 
 SHOWN_IMAGES, SHOWN_TOKENS, EMBEDDED_IMAGES = 8, 8, 1000
+Drawn = dict[str, tuple[Figure, str]]
 
 
 def write_page(run: Run) -> Path:
@@ -38,18 +46,17 @@ def write_page(run: Run) -> Path:
 
 def gather(run: Run, table: list[dict], history: list[dict], quality: dict) -> ReportInputs:
     """Return everything the page of a run shows."""
-    config, analysis = run.field.config, read_analysis(run.path)
-    drawn = {**_pictures(run), **_statistics(run), **_results(run, table)}
-    if analysis is not None:
-        drawn["methods"] = (_methods(run), CAPTIONS["methods"])
-    if history:
-        drawn["curves"] = (figures.curves(history), CAPTIONS["curves"])
+    config, found = run.field.config, read_findings(run)
+    environment = io.read_json(run.path / "environment.json")
+    right = {row["name"]: is_right(run, row["name"]) for row in chosen(table)}
     return ReportInputs(
         title=f"{run.data.name}: {config.num_tokens} tokens × {config.widths[-1]}",
-        summary=(verdict(table), _quality_words(quality)),
+        verdict=verdict(table, right),
+        summary=(_quality_words(quality), quality["sanity"]),
         notes=tuple(run.notes()),
         rows=table,
-        figures=drawn,
+        tables=tuple(table for facts in found.values() for table in facts["tables"]),
+        figures=_pictures(run) | _statistics(run) | _results(run, table) | _found(run, found) | _history(history),
         field={
             "parameters": count_parameters(run.field),
             "tokens": f"{config.num_tokens} × {config.widths[-1]}",
@@ -60,14 +67,9 @@ def gather(run: Run, table: list[dict], history: list[dict], quality: dict) -> R
             "test images": len(run.data.test),
         },
         config=run.config.model_dump(mode="json"),
-        environment=io.read_json(run.path / "environment.json") | {"reported_on": platform.platform()},
-        command=io.read_json(run.path / "environment.json")["command"],
-        measures=None if analysis is None else (analysis_cells(analysis), _meanings(analysis)),
+        environment=environment | {"reported_on": platform.platform()},
+        command=environment["command"],
     )
-
-
-def _meanings(analysis: dict) -> tuple[str, ...]:
-    return (f"Means over {analysis['images']} test images.", *explanations(analysis))
 
 
 def _quality_words(quality: dict) -> str:
@@ -77,73 +79,100 @@ def _quality_words(quality: dict) -> str:
     )
 
 
+def _with_caption(drawing: Drawing, *arguments: Any, here: str = "") -> tuple[Figure, str]:
+    return drawing(*arguments), f"{drawing.caption} {here}".strip()
+
+
+def _some(run: Run, count: int) -> Int[Tensor, " images"]:
+    """Draw the test images that a picture shows."""
+    return stratified_sample(run.data.test.labels, count, generator(run.config.seed, "report"))
+
+
+def _of_two_classes(labels: Int[Tensor, " images"]) -> list[int]:
+    """Choose the first image and the first one of another class."""
+    firsts = {label: position for position, label in reversed(list(enumerate(labels.tolist())))}
+    return sorted(firsts.values())[:2]
+
+
+def _draw_of(run: Run, count: int) -> str:
+    total = len(run.data.test)
+    if count == total:
+        return f"all {count_of(total, 'test image')}"
+    return f"a stratified draw of {count} of {count_of(total, 'test image')}"
+
+
 @torch.no_grad()
-def _pictures(run: Run) -> dict[str, tuple[Figure, str]]:
-    images = run.data.test.floats(torch.arange(min(SHOWN_IMAGES, len(run.data.test)))).to(run.device)
+def _pictures(run: Run) -> Drawn:
+    rows = _some(run, SHOWN_IMAGES)
+    images, pair = run.data.test.floats(rows).to(run.device), _of_two_classes(run.data.test.labels[rows])
     size = tuple(images.shape[2:])
     tokens = run.field.encode(images)
     shown, reconstruction = rearrange(images, "b c h w -> b h w c"), run.field.decode(tokens, size=size)
     indices = select_tokens(tokens.shape[1], parse_selection(run.config.maps.selection))
-    components = component_images(run.field, tokens[:2], size=size, selection=indices)
+    components = component_images(run.field, tokens[pair], size=size, selection=indices)
     maps = components.mean(dim=-1).movedim(1, -1).cpu().numpy()
-    ratios = psnr(shown, reconstruction).tolist()
-    images_drawn = figures.reconstructions(_unit(shown), _unit(reconstruction), ratios)
-    drawn = {"reconstructions": (images_drawn, CAPTIONS["reconstructions"])}
-    for image, components_of_image in enumerate(components.cpu().numpy()):
-        pair = _unit(shown[image]), _unit(reconstruction[image])
-        grid = figures.component_grid(*pair, components_of_image, indices)
-        drawn[f"components-{image}"] = (grid, CAPTIONS["component_grid"])
-        slices = figures.tdsm_slices(pair[0], maps[image], indices)
-        drawn[f"tdsm-{image}"] = (slices, CAPTIONS["tdsm_slices"])
+    both = _unit(shown), _unit(reconstruction), psnr(shown, reconstruction).tolist()
+    here = f"Here: {_draw_of(run, len(images))}."
+    drawn = {"reconstructions": _with_caption(pictures.reconstructions, *both, here=here)}
+    for number, (image, parts) in enumerate(zip(pair, components.cpu().numpy(), strict=True)):
+        before, after = _unit(shown[image]), _unit(reconstruction[image])
+        drawn[f"components-{number}"] = _with_caption(pictures.component_grid, before, after, parts, indices)
+        drawn[f"tdsm-{number}"] = _with_caption(pictures.tdsm_slices, before, maps[number], indices)
     return drawn
 
 
 @torch.no_grad()
-def _methods(run: Run) -> Figure:
-    image = run.data.test.floats([0]).to(run.device)
+def _methods(run: Run) -> tuple[Figure, str]:
+    image = run.data.test.floats(_some(run, SHOWN_IMAGES)[:1]).to(run.device)
     tokens, size = run.field.encode(image), tuple(image.shape[2:])
     indices = list(range(min(SHOWN_TOKENS, tokens.shape[1])))
     methods = compared(run.field)
     parts = [decompose(run.field, tokens, size=size, method=method, selection=indices) for method in methods]
     components = np.stack([part.components[0].mean(dim=-1).cpu().numpy() for part in parts])
-    return figures.methods(_unit(image[0].movedim(0, -1)), components, methods, indices)
+    return _with_caption(pictures.methods, _unit(image[0].movedim(0, -1)), components, methods, indices)
 
 
-def _statistics(run: Run) -> dict[str, tuple[Figure, str]]:
-    features = run.samples(ROWS["tdsm-avg"], "test").features
-    maps = features[torch.arange(min(EMBEDDED_IMAGES, len(features)))].flatten(1, 2)
-    pooled, labels = maps.mean(dim=1), run.data.test.labels[: len(maps)].numpy()
-    deviation = maps.std(dim=1, correction=0)
-    drawn = {
-        "token-statistics": (
-            figures.token_statistics(pooled.numpy(), deviation.numpy()),
-            f"{CAPTIONS['token_statistics']} Here: {len(maps)} test images.",
-        )
-    }
+def _statistics(run: Run) -> Drawn:
+    features, drawn = run.samples(ROWS["tdsm-avg"], "test").features, _some(run, EMBEDDED_IMAGES)
+    maps = features[drawn].flatten(1, 2)
+    pooled, labels, here = maps.mean(dim=1), run.data.test.labels[drawn].numpy(), f"Here: {_draw_of(run, len(drawn))}"
+    deviation = maps.std(dim=1, correction=0).numpy()
+    figures = {"token-statistics": _with_caption(charts.token_statistics, pooled.numpy(), deviation, here=f"{here}.")}
     for name, points in {"PCA": _pca(pooled), "t-SNE": _tsne(pooled)}.items():
         if points is not None:
-            drawn[name.lower()] = (
-                figures.embedding(points, labels, run.data.test.classes, f"{name} of average-pooled maps"),
-                f"{CAPTIONS['embedding']} Here: {len(maps)} test images; labels were not used to place the points.",
-            )
+            arguments = points, labels, run.data.test.classes, f"{name} of average-pooled maps"
+            unseen = f"{here}; labels were not used to place the points."
+            figures[name.lower()] = _with_caption(charts.embedding, *arguments, here=unseen)
+    return figures
+
+
+def _results(run: Run, table: list[dict]) -> Drawn:
+    labels, classes = run.data.test.labels, run.data.test.classes
+    drawn = {"accuracy": _with_caption(charts.accuracy_bars, table, majority_share(labels))}
+    for row in chosen(table):
+        predicted = read_predictions(run, row["name"])
+        matrix = confusion_matrix(labels.repeat(len(predicted)), predicted.flatten(), len(classes))
+        once = f"Every image counts once for each of {len(predicted)} seeds." if len(predicted) > 1 else ""
+        figure, caption = _with_caption(charts.confusion, matrix.numpy(), classes, here=once)
+        which = f"{row['name']}, the {row['role']} row chosen on validation."
+        drawn[f"confusion-{row['role']}"] = figure, f"{which} {caption}"
     return drawn
 
 
-def _results(run: Run, table: list[dict]) -> dict[str, tuple[Figure, str]]:
-    classes = run.data.test.classes
-    drawn = {"accuracy": (figures.accuracy_bars(table, chance=1 / len(classes)), CAPTIONS["accuracy_bars"])}
-    for role in ("tdsm", "baseline"):
-        if (row := best(table, role)) is not None:
-            predicted = read_predictions(run, row["name"])
-            labels = run.data.test.labels.repeat(len(predicted))
-            matrix = confusion_matrix(labels, predicted.flatten(), len(classes))
-            once = f" Every image counts once for each of {len(predicted)} seeds." if len(predicted) > 1 else ""
-            caption = f"{row['name']}, the {role} row chosen on validation. {CAPTIONS['confusion']}{once}"
-            drawn[f"confusion-{role}"] = (figures.confusion(matrix.numpy(), classes), caption)
+def _found(run: Run, found: dict[str, dict[str, Any]]) -> Drawn:
+    """Draw what was found out beside the table, where it has a picture."""
+    drawn = {"methods": _methods(run)} if "analysis" in found else {}
+    if "study-tokens" in found:
+        *rows, everything = found["study-tokens"]["rows"]
+        drawn["token-counts"] = _with_caption(charts.token_counts, rows, everything)
     return drawn
 
 
-def _unit(values: Tensor) -> np.ndarray:
+def _history(history: list[dict]) -> Drawn:
+    return {"curves": _with_caption(charts.curves, history)} if history else {}
+
+
+def _unit(values: Float[Tensor, "*image"]) -> Float[np.ndarray, "*image"]:
     return ((values.clamp(-1, 1) + 1) / 2).cpu().numpy()
 
 

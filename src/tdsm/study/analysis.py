@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from tdsm.base import io
 from tdsm.base.errors import UsageError
 from tdsm.base.progress import track
 from tdsm.base.randomness import generator
+from tdsm.base.text import Table, count_of
+from tdsm.data.sampling import stratified_sample
 from tdsm.decomposition import Decomposition, decompose, methods_for
 from tdsm.decomposition.measures import (
     class_selectivity,
@@ -24,10 +25,11 @@ from tdsm.decomposition.measures import (
     spatial_spread,
     stability,
 )
+from tdsm.pipeline.findings import write_findings
 from tdsm.pipeline.run import Run
 from tdsm.tokenfield import TokenField
 
-ANALYSIS, TABLE = "analysis.json", "analysis.md"
+NAME = "analysis"
 NOISE = 0.1  # standard deviation of the noise of `stability`, images in [-1, 1]
 SHIFT = 1  # pixels of the shift of `stability`
 
@@ -49,7 +51,7 @@ COLUMNS = {
 
 @torch.no_grad()
 def analyse(run: Run, images: int, other: Run | None = None, batch_size: int = 16) -> dict[str, Any]:
-    """Measure each decomposition on the first `images` test images; write analysis.json and analysis.md.
+    """Measure each decomposition on a stratified draw of test images.
 
     Args:
         run: The run whose field is measured.
@@ -65,17 +67,14 @@ def analyse(run: Run, images: int, other: Run | None = None, batch_size: int = 1
             f"analyse: {other.path} has other test images than {run.path}; expected a run of the same data and "
             "data settings, whose field was trained from another seed."
         )
-    count, tokens = min(images, len(run.data.test)), run.field.config.num_tokens
-    rows = [_measure(run, other, method, count, batch_size) for method in compared(run.field)]
-    meanings = {
-        name: words.format(tokens=tokens, noise=NOISE, shift=SHIFT)
-        for name, words in COLUMNS.items()
-        if name in rows[0]
-    }
-    analysis = {"images": count, "tokens": tokens, "meanings": meanings, "rows": rows}
-    io.write_json(run.path / ANALYSIS, analysis)
-    io.write_text(run.path / TABLE, analysis_markdown(analysis))
-    return analysis
+    drawn = stratified_sample(run.data.test.labels, images, generator(run.config.seed, "analysis"))
+    rows = [_measure(run, other, method, drawn, batch_size) for method in compared(run.field)]
+    return {"images": len(drawn), "tokens": run.field.config.num_tokens, "rows": rows}
+
+
+def write_analysis(run: Run, analysis: dict[str, Any]) -> tuple[Path, str]:
+    """Write analysis.md and what is behind it; return its path and its text."""
+    return write_findings(run, NAME, [analysis_table(analysis)], analysis)
 
 
 def compared(field: TokenField) -> tuple[str, ...]:
@@ -83,44 +82,32 @@ def compared(field: TokenField) -> tuple[str, ...]:
     return tuple(name for name in methods_for(field) if name != "shapley")
 
 
-def read_analysis(path: Path) -> dict[str, Any] | None:
-    """Return what `analyse` left in a run folder; None if it did not run."""
-    return io.read_json(path / ANALYSIS) if (path / ANALYSIS).exists() else None
+def analysis_table(analysis: dict[str, Any]) -> Table:
+    """Tabulate the measures, one decomposition a line, with what each column measures."""
+    rows, tokens = analysis["rows"], analysis["tokens"]
+    names = [name for name in COLUMNS if name in rows[0]]
+    meanings = [f"{_title(name)}: {COLUMNS[name].format(tokens=tokens, noise=NOISE, shift=SHIFT)}." for name in names]
+    return Table(
+        "Every decomposition",
+        ["method", *map(_title, names)],
+        [[row["method"], *(_cell(row[name], tokens) for name in names)] for row in rows],
+        ["method"],
+        notes=[f"Means over a stratified draw of {count_of(analysis['images'], 'test image')}.", *meanings],
+    )
 
 
-def analysis_markdown(analysis: dict[str, Any]) -> str:
-    """Write the table with what each column measures."""
-    header, *body = analysis_cells(analysis)
-    lines = [header, ["---"] * len(header), *body]
-    meanings = [f"- {words}" for words in explanations(analysis)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\nMeans over {analysis['images']} test images.\n\n" + "\n".join(meanings) + "\n"
-
-
-def explanations(analysis: dict[str, Any]) -> list[str]:
-    """Say what each column measures, one sentence each."""
-    return [f"{_title(name)}: {words}." for name, words in analysis["meanings"].items()]
-
-
-def analysis_cells(analysis: dict[str, Any]) -> list[list[str]]:
-    """Format the table: the headings, then one line a method."""
-    names = list(analysis["meanings"])
-    lines = [["method", *map(_title, names)]]
-    for row in analysis["rows"]:
-        values = [f"{len(v)} of {analysis['tokens']}" if isinstance(v := row[n], list) else f"{v:.3g}" for n in names]
-        lines.append([row["method"], *values])
-    return lines
+def _cell(value: float | list[int], tokens: int) -> str:
+    return f"{len(value)} of {tokens}" if isinstance(value, list) else f"{value:.3g}"
 
 
 def _title(name: str) -> str:
     return name.replace("_db", "_dB").replace("_", " ")
 
 
-def _measure(run: Run, other: Run | None, method: str, count: int, batch_size: int) -> dict:
+def _measure(run: Run, other: Run | None, method: str, drawn: Int[Tensor, " images"], batch_size: int) -> dict:
     parts: dict[str, list[Tensor]] = {}
     components, others, size = [], [], tuple(run.data.test.images.shape[2:])
-    batches = torch.arange(count).split(batch_size)
-    for number, rows in enumerate(track(batches, f"analysing {method}", unit="batch")):
+    for number, rows in enumerate(track(drawn.split(batch_size), f"analysing {method}", unit="batch")):
         images = run.data.test.floats(rows).to(run.device)
         tokens = run.field.encode(images)
         result = decompose(run.field, tokens, size=size, method=method)
@@ -135,7 +122,7 @@ def _measure(run: Run, other: Run | None, method: str, count: int, batch_size: i
     row = {
         "method": method,
         **means,
-        "class_selectivity": class_selectivity(together, run.data.test.labels[:count]).mean().item(),
+        "class_selectivity": class_selectivity(together, run.data.test.labels[drawn]).mean().item(),
         "positional_constants": positional_constants(together),
     }
     if others:

@@ -1,19 +1,22 @@
-"""The answers of a study: each fitted once and kept, those of several seeds averaged, differences paired."""
+"""The answers of a study: fitted one way, those of several seeds averaged, written one way."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tdsm.base.statistics import Interval
+from tdsm.base.text import NOTHING, percent, points, thousands
 from tdsm.classification.config import HeadConfig, ProbeConfig
 from tdsm.classification.probe import Samples, fit_head, predict
 from tdsm.features.store import FeatureRows
 from tdsm.models.weights import count_parameters
 
-Z = 1.96  # two-sided 95 % of the normal distribution
+NUMBERS = ["test accuracy", "deviation", "difference", "95 % interval", "validation", "parameters"]
 
 
 def fit_and_test(
@@ -45,43 +48,34 @@ def average_seeds(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> di
     """Reduce the rows of several seeds to mean and deviation, with the entries `names` that they share."""
     accuracies = [row["accuracy"] for row in rows]
     return {name: rows[0][name] for name in names} | {
-        "accuracy": float(np.mean(accuracies)),
-        "deviation": float(np.std(accuracies, ddof=1)) if len(rows) > 1 else 0.0,
-        "validation": float(np.mean([row["validation_accuracy"] for row in rows])),
-        "is_right": np.array([row["is_right"] for row in rows]),
+        "accuracy": fmean(accuracies),
+        "deviation": stdev(accuracies) if len(rows) > 1 else 0.0,
+        "validation": fmean(row["validation_accuracy"] for row in rows),
+        "is_right": torch.tensor([row["is_right"] for row in rows], dtype=torch.bool),
     }
 
 
-def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Return the mean of (images,) values and the ends of its 95 % interval, v̄ ± 1.96 · s(v) / √n.
-
-    >>> mean_interval(np.array([0.5, 0.5, 0.5]))
-    (0.5, 0.5, 0.5)
-    """
-    middle = float(values.mean())
-    half = Z * float(values.std(ddof=1)) / len(values) ** 0.5
-    return middle, middle - half, middle + half
-
-
-def paired_interval(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
-    """Return the mean difference in accuracy and its 95 % interval over test images, seeds averaged first.
-
-        d_i = mean over seeds of right_i − right'_i,    d̄ ± 1.96 · s(d) / √n
-
-    >>> paired_interval(np.array([[1, 1, 0, 1]]), np.array([[1, 1, 0, 1]]))
-    (0.0, 0.0, 0.0)
-
-    Args:
-        one: (seeds, images), 1 where the row is right.
-        other: The same of the reference, same images in the same order.
-    """
-    return mean_interval(np.asarray(one, float).mean(axis=0) - np.asarray(other, float).mean(axis=0))
+def number_cells(summary: Mapping[str, Any]) -> list[str]:
+    """Write the cells under `NUMBERS`; a dash where a row is compared with nothing."""
+    difference: Interval | None = summary.get("difference")
+    return [
+        percent(summary["accuracy"]),
+        percent(summary["deviation"]),
+        *((NOTHING, NOTHING) if difference is None else difference_cells(difference)),
+        percent(summary["validation"]),
+        thousands(summary["parameters"]),
+    ]
 
 
-def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    """Write a table, one string a line.
+def difference_cells(difference: Interval) -> tuple[str, str]:
+    """Write a difference and its interval in percentage points."""
+    return points(difference.value), f"{points(difference.low)} to {points(difference.high)}"
 
-    >>> markdown_table(["tokens", "accuracy"], [["4", "46.4"]])
-    ['| tokens | accuracy |', '| --- | --- |', '| 4 | 46.4 |']
-    """
-    return [f"| {' | '.join(line)} |" for line in [headings, ["---"] * len(headings), *lines]]
+
+def kept(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a summary is kept as JSON: all but where each seed is right."""
+    return {
+        key: asdict(value) if isinstance(value, Interval) else value
+        for key, value in summary.items()
+        if key != "is_right"
+    }

@@ -10,7 +10,7 @@ from tdsm.training.registry import OBJECTIVES
 
 
 class StudyConfig(Settings):
-    """How the study of worth asks: the same budget and tuning for every feature."""
+    """Does decoding the tokens pay for classification? Equal budget and tuning for every feature, paired intervals."""
 
     seeds: Positive = Field(3, description="Seeds of each head.")
     parameters: Positive = Field(50_000, description="Most parameters a head may have; the widest is taken.")
@@ -29,14 +29,14 @@ class StudyConfig(Settings):
 
 
 class ObjectiveStudyConfig(Settings):
-    """How the study of objectives asks: one field an objective, all else equal."""
+    """What does the training objective make of the tokens? One field an objective, all else equal."""
 
     objectives: tuple[Annotated[str, Choice(OBJECTIVES)], ...] = Field(
         default_factory=lambda: tuple(OBJECTIVES), min_length=1, description="Which objectives."
     )
     seeds: Positive = Field(1, description="Seeds of field and head.")
     steps: Positive = Field(1000, description="Training steps of each field; all else is the run's.")
-    images: int = Field(256, ge=2, description="Test images whose components are measured, the first ones.")
+    images: int = Field(256, ge=2, description="Test images whose components are measured, a stratified draw.")
     size: tuple[Positive, Positive] | None = Field((16, 16), description="Height and width of maps; not set: images'.")
     head: HeadConfig = Field(HeadConfig(kind="flatten"), description="The probe, on maps and on tokens.")
     epochs: Positive = Field(20, description="Passes of the probe over the training features.")
@@ -48,7 +48,7 @@ class ObjectiveStudyConfig(Settings):
 
 
 class TokenStudyConfig(Settings):
-    """How the study of tokens asks: the same head and tuning for every way of choosing tokens."""
+    """Which tokens are worth keeping? The same head and tuning for every way of choosing them."""
 
     counts: tuple[int, ...] = Field(
         (), description="Numbers of tokens kept; an eighth, a quarter and a half of them if not set."

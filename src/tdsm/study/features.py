@@ -20,7 +20,8 @@ class Asked:
     @property
     def meaning(self) -> str:
         """What it is, in words."""
-        return self.kind.meaning + ("" if self.is_trained else ", of the field before training")
+        decoded, before = "decoded: " * self.kind.is_decoded, ", of the field before training" * (not self.is_trained)
+        return f"{decoded}{self.kind.meaning}{before}"
 
 
 ASKED: dict[str, Asked] = {

@@ -14,11 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tdsm.base import io
-from tdsm.base.randomness import derive_seed
-from tdsm.base.statistics import psnr
+from tdsm.base.randomness import derive_seed, generator
+from tdsm.base.statistics import psnr, wilson_interval
+from tdsm.base.text import Table, count_of
 from tdsm.classification.config import ProbeConfig
 from tdsm.classification.probe import Samples
 from tdsm.data import Data, ImageSet
+from tdsm.data.sampling import stratified_sample
 from tdsm.decomposition import decompose
 from tdsm.decomposition.measures import effective_rank, redundancy
 from tdsm.decomposition.select import select_tokens
@@ -27,8 +29,9 @@ from tdsm.features.extract import FeatureSet, fingerprint_field
 from tdsm.models.field import NeuralField
 from tdsm.pipeline import link
 from tdsm.pipeline.field import new_field, train_and_keep
+from tdsm.pipeline.findings import write_findings
 from tdsm.pipeline.run import Run
-from tdsm.study.answers import Z, fit_and_test, markdown_table
+from tdsm.study.answers import fit_and_test
 from tdsm.study.config import ObjectiveStudyConfig
 from tdsm.study.keep import SPLITS, subsets
 from tdsm.training.config import TrainConfig, objective_weights
@@ -52,7 +55,7 @@ COLUMNS = {
 
 def answer(run: Run, config: ObjectiveStudyConfig) -> tuple[Path, str]:
     """Train and measure one field an objective and seed, and write the table; return its path and text."""
-    return write_objectives(run.path, run_objectives(run, config), config)
+    return write_objectives(run, run_objectives(run, config), config)
 
 
 def run_objectives(run: Run, config: ObjectiveStudyConfig) -> list[dict]:
@@ -77,31 +80,40 @@ def run_objectives(run: Run, config: ObjectiveStudyConfig) -> list[dict]:
     return rows
 
 
-def write_objectives(run: Path, rows: list[dict], config: ObjectiveStudyConfig) -> tuple[Path, str]:
-    """Write study-objectives.md and study-objectives.json into a run folder; return the former's path and its text."""
-    text = objectives_markdown(rows, config)
-    io.write_json(run / "study-objectives.json", {"settings": config.model_dump(mode="json"), "rows": rows})
-    io.write_text(run / "study-objectives.md", text)
-    return run / "study-objectives.md", text
+def write_objectives(run: Run, rows: list[dict], config: ObjectiveStudyConfig) -> tuple[Path, str]:
+    """Write study-objectives.md and what is behind it; return its path and its text."""
+    facts = {"settings": config.model_dump(mode="json"), "rows": rows}
+    return write_findings(run, FOLDER, [objectives_table(rows, config)], facts)
 
 
-def objectives_markdown(rows: list[dict], config: ObjectiveStudyConfig) -> str:
-    """Write one line an objective, seeds averaged, with their standard deviation where there are several."""
-    names = list(dict.fromkeys(row["objective"] for row in rows))
+def objectives_table(rows: list[dict], config: ObjectiveStudyConfig) -> Table:
+    """Tabulate one objective a line, seeds averaged, with their standard deviation where there are several."""
+    names, first = list(dict.fromkeys(row["objective"] for row in rows)), rows[0]
     lines = [_line(name, [row for row in rows if row["objective"] == name]) for name in names]
-    table = "\n".join(markdown_table(["objective", *COLUMNS.values()], lines))
-    first = rows[0]
-    return (
-        f"{table}\n\nMeans over {config.seeds} seeds of field and probe{', ± their deviation' * (config.seeds > 1)}; "
-        f"{config.steps} steps each. dB: PSNR on {first['psnr_images']} test images, from all {first['tokens']} "
-        "tokens, from every fourth, and from one, mean over tokens. Components are those of the first "
-        f"{first['images']} test images. Adds up to: ‖base + Σ I_k − reconstruction‖ / ‖reconstruction − base‖, of "
-        "solo decoding and of the decomposition made for it: additive with 3 points, or the mixture. Redundancy and "
-        f"effective rank: of the solo components. Probe: {config.head.kind} on the TDSM and on the tokens, "
-        f"{first['train_images']} training and {first['test_images']} test images, learning rate and epoch chosen on "
-        f"validation; one field's accuracy is uncertain by ± {100 * first['half_width']:.1f} points, the test images "
-        "being a sample.\n"
+    tests = count_of(first["test_images"], "test image")
+    notes = [
+        f"Means over {count_of(config.seeds, 'seed')} of field and probe{', ± their deviation' * (config.seeds > 1)}; "
+        f"{config.steps} steps each.",
+        f"dB: PSNR on {count_of(first['psnr_images'], 'test image')}, from all {first['tokens']} tokens, from every "
+        "fourth, and from one, mean over tokens.",
+        f"Components are those of a stratified draw of {count_of(first['images'], 'test image')}.",
+        "Adds up to: ‖base + Σ I_k − reconstruction‖ / ‖reconstruction − base‖, of solo decoding and of the "
+        "decomposition made for it: additive with 3 points, or the mixture.",
+        "Redundancy and effective rank: of the solo components.",
+        f"Probe: {config.head.kind} on the TDSM and on the tokens, {count_of(first['train_images'], 'training image')} "
+        f"and {tests}, learning rate and epoch chosen on validation; one field's accuracy is uncertain by "
+        f"± {100 * max(map(_half_width, rows)):.1f} points (Wilson), the test images being a sample.",
+    ]
+    return Table(
+        "What the objective makes of the tokens", ["objective", *COLUMNS.values()], lines, ["objective"], notes=notes
     )
+
+
+def _half_width(row: dict) -> float:
+    """Return half the width of the wider interval of a field's two accuracies."""
+    total = row["test_images"]
+    bounds = [wilson_interval(round(row[f"{feature}_accuracy"] * total), total) for feature in FEATURES]
+    return max(bound.high - bound.low for bound in bounds) / 2
 
 
 def _line(name: str, rows: list[dict]) -> list[str]:
@@ -155,7 +167,7 @@ def _write(
     config: ObjectiveStudyConfig,
 ) -> None:
     row = {"objective": name, "seed": seed, "tokens": field.config.num_tokens}
-    row |= _reconstruction(field, run.data.test) | _components(field, run.data.test, config.images)
+    row |= _reconstruction(field, run.data.test) | _components(field, run.data.test, config.images, run.config.seed)
     for feature in FEATURES:
         row |= _probe(run, field, feature, data, place, seed, config)
     io.write_json(folder / RESULT, row)
@@ -174,11 +186,12 @@ def _reconstruction(field: NeuralField, images: ImageSet) -> dict:
 
 
 @torch.no_grad()
-def _components(field: NeuralField, images: ImageSet, limit: int) -> dict:
-    """Measure the solo components of the first images, and whether the field's own decomposition adds up."""
+def _components(field: NeuralField, images: ImageSet, limit: int, seed: int) -> dict:
+    """Measure the solo components of a stratified draw of images, and whether the field's own decomposition adds up."""
+    drawn = stratified_sample(images.labels, limit, generator(seed, "components"))
     own = "mixture" if field.config.has_masks else "additive"
     values: dict[str, list[Tensor]] = {}
-    for rows in torch.arange(min(limit, len(images))).split(16):
+    for rows in drawn.split(16):
         tokens, target, size = _encoded(field, images, rows)
         solo = decompose(field, tokens, size=size)
         measured = {
@@ -190,7 +203,7 @@ def _components(field: NeuralField, images: ImageSet, limit: int) -> dict:
         }
         for key, value in measured.items():
             values.setdefault(key, []).append(value.cpu())
-    return {key: torch.cat(parts).mean().item() for key, parts in values.items()} | {"images": min(limit, len(images))}
+    return {key: torch.cat(parts).mean().item() for key, parts in values.items()} | {"images": len(drawn)}
 
 
 def _encoded(
@@ -212,11 +225,9 @@ def _probe(
     probe, classes = ProbeConfig(epochs=config.epochs, learning_rates=config.learning_rates), len(data.train.classes)
     start = derive_seed(run.config.seed, "objectives", seed)
     numbers, _ = fit_and_test(config.head, samples, classes, probe, start, run.device)
-    accuracy = numbers["accuracy"]
     return {
-        f"{feature}_accuracy": accuracy,
+        f"{feature}_accuracy": numbers["accuracy"],
         f"{feature}_validation": numbers["validation_accuracy"],
-        "half_width": Z * (accuracy * (1 - accuracy) / len(data.test)) ** 0.5,
         "train_images": len(data.train),
         "test_images": len(data.test),
     }

@@ -60,7 +60,7 @@ def answer(run: Run, config: TokenStudyConfig) -> tuple[Path, str]:
     """Answer every entry for every seed, and write the tables; return their path and text."""
     from tdsm.study.tokens_table import write_token_study
 
-    return write_token_study(run.path, run_token_study(run, config))
+    return write_token_study(run, run_token_study(run, config))
 
 
 def run_token_study(run: Run, config: TokenStudyConfig) -> dict:

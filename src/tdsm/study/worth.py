@@ -75,7 +75,7 @@ class Study:
 
 def answer(run: Run, config: StudyConfig) -> tuple[Path, str]:
     """Answer every entry for every seed, and write the table; return its path and text."""
-    return write_study(run.path, run_study(run, config))
+    return write_study(run, run_study(run, config))
 
 
 def run_study(run: Run, config: StudyConfig) -> dict:
