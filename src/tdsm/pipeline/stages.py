@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tdsm.base import io
 from tdsm.base.device import resolve_device
+from tdsm.base.errors import DataError
 from tdsm.classification.config import ProbeConfig, RegimeConfig
 from tdsm.data import Data
 from tdsm.data.augment import check_augment
