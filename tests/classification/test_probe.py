@@ -103,6 +103,49 @@ def test_the_best_epoch_is_kept_not_the_last(monkeypatch):
     assert all(torch.equal(value, calls[1][name]) for name, value in choice.classifier.state_dict().items())
 
 
+def test_the_last_epoch_is_kept_when_it_is_the_best(monkeypatch):
+    whole, calls = frozen.predict, []
+
+    def better_and_better(classifier, features, device):
+        calls.append({name: value.clone() for name, value in classifier.state_dict().items()})
+        predicted = whole(classifier, features, device) * 0
+        predicted[: len(calls)] = validation.labels[: len(calls)]
+        return predicted
+
+    monkeypatch.setattr(frozen, "predict", better_and_better)
+    validation = Samples(make(30, 2).features, torch.ones(30, dtype=torch.int64))
+    config = ProbeConfig(epochs=4, batch_size=16, learning_rates=(1e-1,))
+    choice = fit(train=make(60, 1), validation=validation, config=config)
+    assert choice.settings["epoch"] == 4
+    assert all(torch.equal(value, calls[3][name]) for name, value in choice.classifier.state_dict().items())
+
+
+def test_only_what_is_best_after_some_epochs_is_trained_to_the_end(monkeypatch):
+    seen, whole = [], frozen._fit_once
+    train, validation = make(60, 1, noise=3.0), make(30, 2, noise=3.0)
+
+    def spy(*arguments):
+        choice = whole(*arguments)
+        seen.append((arguments[8], arguments[10], choice.accuracy))
+        return choice
+
+    monkeypatch.setattr(frozen, "_fit_once", spy)
+    config = ProbeConfig(epochs=5, batch_size=16, learning_rates=(1e-5, 1e-1), race_epochs=2)
+    choice = fit(train=train, validation=validation, config=config)
+    assert [entry[:2] for entry in seen] == [(1e-5, 2), (1e-1, 2), (1e-1, 5)]
+    assert seen[1][2] > seen[0][2]
+    alone = fit(train=train, validation=validation, config=ProbeConfig(epochs=5, batch_size=16, learning_rates=(1e-1,)))
+    assert torch.equal(weights(choice), weights(alone))
+
+
+@pytest.mark.parametrize("changes", [{"ema": 0.9}, {"patience": 1}, {"precision": "bfloat16"}, {"gradient_clip": 1e-3}])
+def test_a_head_is_trained_by_the_engine_with_all_it_can(changes):
+    config = ProbeConfig(epochs=8, batch_size=16, learning_rates=(1e-1,))
+    plain, other = fit(config=config), fit(config=config.model_copy(update=changes))
+    assert other.accuracy > 0.5
+    assert not torch.equal(weights(plain), weights(other)) or changes == {"patience": 1}
+
+
 def test_choosing_cannot_see_the_test_split():
     for function in (fit_head, fit_seeds, fit_knn):
         assert [name for name in inspect.signature(function).parameters if "test" in name] == []
@@ -139,7 +182,10 @@ def test_fitting_leaves_the_callers_random_numbers_alone():
 def test_a_loss_that_is_no_number_is_named():
     train = make(60, 1)
     broken = Samples(FeatureRows([everything(train) * float("nan")]), train.labels)
-    with pytest.raises(NonFiniteError, match="head avg: the loss is nan at learning rate"):
+    with pytest.raises(
+        NonFiniteError,
+        match=r"head avg at learning rate 0\.1: the loss is nan at step 1\. Set --probe\.learning-rates lower",
+    ):
         fit(train=broken)
 
 
@@ -147,7 +193,7 @@ def test_further_seeds_are_trained_at_what_the_first_chose(monkeypatch):
     train, validation, seen, whole = make(60, 1, noise=3.0), make(30, 2, noise=3.0), [], frozen._fit_once
 
     def spy(*arguments):
-        seen.append(arguments[-4:])
+        seen.append((arguments[6], *arguments[8:10]))
         return whole(*arguments)
 
     monkeypatch.setattr(frozen, "_fit_once", spy)
@@ -155,7 +201,7 @@ def test_further_seeds_are_trained_at_what_the_first_chose(monkeypatch):
     choices = fit_seeds(HeadConfig(), train, validation, 3, config, 7, "cpu")
     rate, decay = (choices[0].settings[name] for name in ("learning_rate", "weight_decay"))
     assert [arguments[0] for arguments in seen[:4]] == [7] * 4
-    assert [arguments[2:] for arguments in seen[4:]] == [(rate, decay)] * 2
+    assert [arguments[1:] for arguments in seen[4:]] == [(rate, decay)] * 2
     assert len({arguments[0] for arguments in seen}) == 3
     assert torch.equal(weights(choices[0]), weights(fit_head(HeadConfig(), train, validation, 3, PROBE, 7, "cpu")))
     assert not torch.equal(weights(choices[1]), weights(choices[2]))

@@ -3,12 +3,16 @@ import os
 import subprocess
 import sys
 from itertools import chain
+from pathlib import Path
 
 import pytest
+import torch
 
 from tdsm.base import io
 from tdsm.training import processes
-from tests.tinyrun import tdsm, write_yaml
+from tests.tinyrun import content, tdsm, write_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
 
 BATCH = {"batch_size": 15, "steps": 8, "warmup_steps": 2, "validate_every": 1, "checkpoint_every": 2}
 OBJECTIVES = {
@@ -27,7 +31,8 @@ def torchrun(*arguments, script=("-m", "tdsm"), processes=2):
     """Start a command once per process and wait for all."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += [*script, "--", *map(str, arguments)]  # or torchrun takes --run for one of its own options
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -86,26 +91,132 @@ def test_two_processes_take_up_what_one_left(runs, tmp_path):
     assert two == pytest.approx(one, rel=1e-6)
 
 
-def test_a_failing_process_stops_all(tmp_path):
+FAILS = """
+import sys
+from tdsm.training import engine, processes
+from tdsm.cli.main import run_command
+whole = engine._Training.take_step
+def step(self):
+    if processes.rank() == 1 and self.step == 3:
+        raise OSError('no space left')
+    whole(self)
+engine._Training.take_step = step
+sys.exit(run_command(sys.argv[1:]))
+"""
+
+
+def test_a_failing_process_stops_all_and_the_run_then_ends_as_if_it_had_not_failed(tmp_path):
     script = tmp_path / "fails.py"
-    script.write_text(
-        "import sys\n"
-        "from tdsm.training import processes, reconstruction\n"
-        "from tdsm.cli.main import run_command\n"
-        "whole = reconstruction.train_step\n"
-        "def step(*arguments):\n"
-        "    if processes.rank() == 1 and arguments[-1] == 3:\n"
-        "        raise OSError('no space left')\n"
-        "    return whole(*arguments)\n"
-        "reconstruction.train_step = step\n"
-        "sys.exit(run_command(sys.argv[1:]))\n"
-    )
-    config = write_yaml(tmp_path / "tiny.yaml", train=dict(BATCH))
+    script.write_text(FAILS)
+    config = write_yaml(tmp_path / "tiny.yaml", train=BATCH | {"ema": 0.8, "patience": 6})
     done = torchrun("train", "--config", config, "--run", tmp_path / "run", script=[str(script)])
     assert done.returncode != 0
     assert "tdsm: no space left" in done.stderr
     assert not (tmp_path / "run" / "field").exists()
     assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    for name, options in {"run": ["--resume"], "whole": []}.items():
+        done = torchrun("train", "--config", config, "--run", tmp_path / name, *options)
+        assert done.returncode == 0, done.stderr
+    patterns = ["field/*.safetensors", "checkpoints/step-00000008/[mao]*[lre].safetensors"]
+    whole, resumed = (content(tmp_path / name, *patterns) for name in ("whole", "run"))
+    assert whole == resumed
+    assert len(whole) == 4
+    metrics = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "run")
+    ]
+    for entry in chain(*metrics):
+        del entry["seconds"], entry["images_per_second"]
+    assert metrics[0] == metrics[1]
+    assert len(metrics[0]) == 8
+
+
+ALL = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tdsm.base import io
+from tdsm.classification import gates, probe, regimes
+from tdsm.classification.config import HeadConfig, ProbeConfig, RegimeConfig
+from tdsm.features.config import MapConfig
+from tdsm.features.store import FeatureRows
+from tdsm.models.field import NeuralField
+from tdsm.training import processes
+from tdsm.training.engine import train
+from tdsm.training.reconstruction import measure_psnr, train_field
+from tests.tinyrun import digits, tiny
+histories = []
+def kept(*arguments, **options):
+    histories.append(train(*arguments, **options))
+    return histories[-1]
+probe.train_task = gates.train_task = regimes.train = kept
+data, folder = digits(), Path(sys.argv[-1])
+samples = {
+    name: probe.Samples(FeatureRows([images.floats().movedim(1, -1).repeat(1, 1, 1, 4)]), images.labels)
+    for name, images in (("train", data.train), ("validation", data.validation), ("test", data.test))
+}
+with processes.joined():
+    config = ProbeConfig(epochs=3, batch_size=107, learning_rates=(1e-2,), ema=0.5, gradient_clip=1.0)  # 107, then 1
+    choice = probe.fit_head(HeadConfig(kind="cnn"), samples["train"], samples["validation"], 10, config, 0, "cpu")
+    tokens = gates.learn_tokens(HeadConfig(), 4, 2, samples["train"], samples["validation"], 10, config, 0, "cpu")
+    torch.manual_seed(0)
+    field = NeuralField(tiny(field__channels=1).field)
+    config = tiny(train__batch_size=16, train__accumulate=2, train__num_queries=20).train
+    histories.append(train_field(field, data, config, 0, folder / "field"))
+    counts = [int((probe.predict(choice.classifier, samples["test"].features, "cpu") == data.test.labels).sum())]
+    for regime in regimes.REGIMES:
+        settings = {"epochs": 2, "batch_size": 35, "mixup": 0.4, "token_drop": 0.2, "accumulate": 2, "regime": regime}
+        config = RegimeConfig(**settings, learning_rates={"decoder": 1e-2})
+        model, _ = regimes.fit_regime(field, data, MapConfig(), config, 0, folder / regime, "cpu", {})
+        counts.append(int((probe.predict(model, data.test, "cpu") == data.test.labels).sum()))
+    psnr = measure_psnr(model.field, data.test)
+    if processes.is_first():
+        losses = [entry["loss"] for history in histories for entry in history]
+        io.write_json(folder / "all.json", {"losses": losses, "counts": counts, "tokens": tokens, "psnr": psnr})
+"""
+
+
+def test_fields_heads_gates_and_regimes_do_not_depend_on_the_number_of_processes(tmp_path):
+    script, seen = tmp_path / "all.py", []
+    script.write_text(ALL)
+    for count in (1, 2, 3):
+        done = torchrun(tmp_path / str(count), script=[str(script)], processes=count)
+        assert done.returncode == 0, done.stderr
+        seen.append(json.loads((tmp_path / str(count) / "all.json").read_text()))
+    one, *others = seen
+    assert len(one["losses"]) == 3 + 1 + 3 + 2 + 2 + 4
+    for other in others:
+        assert other["losses"] == pytest.approx(one["losses"], rel=1e-6)
+        assert other["psnr"] == pytest.approx(one["psnr"], rel=1e-6)
+        assert (other["counts"], other["tokens"]) == (one["counts"], one["tokens"])
+
+
+@pytest.mark.parametrize(("count", "samples"), [(1, 7), (2, 7), (3, 7), (3, 2), (3, 1), (2, 0)])
+def test_every_sample_is_computed_by_one_process(monkeypatch, count, samples):
+    seen, whole = [], []
+    monkeypatch.setattr(processes, "count", lambda: count)
+    monkeypatch.setattr(processes, "total", lambda values: whole.append(values) or values * 0 + 1)
+    for rank in range(count):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        with processes.sharing():
+            processes.each_sample(samples, lambda indices: seen.extend(indices.tolist()) or indices * 0.1, 2, "cpu")
+    assert sorted(seen) == list(range(samples))
+    values, counts = torch.stack(whole).sum(0)
+    assert torch.equal(counts, torch.ones(samples, dtype=torch.float64))
+    assert torch.equal(values, (torch.arange(samples) * 0.1).double())
+
+
+def test_a_process_computes_alone_unless_all_share(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    monkeypatch.setattr(processes, "total", lambda values: pytest.fail("waits for the others"))
+    assert processes.each_sample(4, lambda indices: indices, 2, "cpu").tolist() == [0, 1, 2, 3]
+
+
+def test_a_sample_counted_twice_is_noticed(monkeypatch):
+    monkeypatch.setattr(processes, "total", lambda values: values * 2)
+    with pytest.raises(AssertionError, match="never or twice"), processes.sharing():
+        processes.each_sample(5, lambda indices: indices, 2, "cpu")
 
 
 def test_other_verbs_say_that_they_run_in_one_process(monkeypatch, capsys):

@@ -21,20 +21,21 @@ from tdsm.pipeline.field import new_field
 from tdsm.pipeline.folder import create_run
 from tdsm.pipeline.stages import initial_field
 from tdsm.tokenfield.coords import grid
+from tdsm.training import engine
 from tdsm.training import reconstruction as module
 from tdsm.training.config import TrainConfig
 from tdsm.training.objectives import training_loss
 from tdsm.training.reconstruction import (
-    batch_indices,
+    StepLoss,
     image_psnr,
-    learning_rate,
     measure_psnr,
     reconstruction_quality,
     train_field,
+    validation_images,
 )
 from tests.tinyrun import content, digits, tdsm, tiny, write_yaml
 
-WHOLE_HISTORY = ("step", "loss", "psnr")  # seconds differ
+WHOLE_HISTORY = ("step", "loss", "psnr", "learning_rate")  # seconds differ
 
 
 def train(path: Path, **changes):
@@ -58,43 +59,14 @@ def steps(path: Path) -> list[int]:
 
 def fail_at(monkeypatch, step: int, error: BaseException) -> None:
     """Make the step of this number fail before it does anything."""
-    whole = module.train_step
+    whole = engine._Training.take_step
 
-    def broken(*arguments):
-        if arguments[-1] == step:
+    def broken(self):
+        if self.step == step:
             raise error
-        return whole(*arguments)
+        whole(self)
 
-    monkeypatch.setattr(module, "train_step", broken)
-
-
-# ---------------------------------------------------------------- order and learning rate
-
-
-@pytest.mark.parametrize(("count", "batch_size"), [(10, 4), (12, 4), (5, 5), (7, 1)])
-def test_an_epoch_takes_no_sample_twice_and_drops_less_than_a_batch(count, batch_size):
-    a_epoch = count // batch_size
-    orders = []
-    for epoch in range(3):
-        drawn = [batch_indices(count, batch_size, 0, epoch * a_epoch + i) for i in range(a_epoch)]
-        assert {number for _, number in drawn} == {epoch}
-        order = torch.cat([indices for indices, _ in drawn]).tolist()
-        assert len(set(order)) == len(order) == a_epoch * batch_size
-        assert set(order) <= set(range(count))
-        orders.append(order)
-    assert len({tuple(order) for order in orders}) == 3
-    assert batch_indices(count, batch_size, 1, 0)[0].tolist() != orders[0][:batch_size] or batch_size == 1
-
-
-def test_the_learning_rate_warms_up_and_falls_to_zero():
-    config = TrainConfig(steps=100, warmup_steps=10, learning_rate=0.5)
-    rates = [learning_rate(config, step) for step in range(101)]
-    assert rates[:10] == pytest.approx([0.05 * (step + 1) for step in range(10)])
-    assert rates[10] == max(rates) == 0.5
-    assert rates[55] == pytest.approx(0.25)
-    assert all(late < early for early, late in pairwise(rates[10:]))
-    assert rates[100] == pytest.approx(0)
-    assert learning_rate(TrainConfig(steps=5, warmup_steps=0, learning_rate=1.0), 0) == 1.0
+    monkeypatch.setattr(engine._Training, "take_step", broken)
 
 
 # ---------------------------------------------------------------- what a step sees
@@ -157,12 +129,16 @@ def test_the_loss_falls_and_the_history_says_so(tmp_path):
     assert [entry["step"] for entry in entries] == [15, 30, 45, 60]
     assert entries[-1]["loss"] < 0.7 * entries[0]["loss"]
     assert entries[-1]["psnr"] > entries[0]["psnr"] + 1
-    assert entries[-1]["psnr"] == pytest.approx(measure_psnr(field, digits().validation, 8), abs=1e-4)
+    shown = validation_images(digits().validation, 8, 0)
+    assert entries[-1]["psnr"] == pytest.approx(measure_psnr(field, shown), abs=1e-4)
     assert all(late["seconds"] > early["seconds"] for early, late in pairwise(entries))
 
 
 def test_a_loss_in_the_history_is_the_mean_since_the_entry_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "train_step", lambda *arguments: float(arguments[-1]))
+    def numbered(self, images, step, start):
+        return sum(p.sum() for p in self.field.parameters() if p.requires_grad) * 0 + step
+
+    monkeypatch.setattr(StepLoss, "forward", numbered)
     _, entries = train(tmp_path, train__steps=8, train__validate_every=3)
     assert [(entry["step"], entry["loss"]) for entry in entries] == [(3, 1.0), (6, 4.0), (8, 6.5)]
 
@@ -189,18 +165,20 @@ def test_too_few_images_for_a_batch_are_named(tmp_path):
 
 
 def test_training_sees_no_validation_or_test_image(tmp_path, monkeypatch):
-    data, seen = digits(), set()
-    whole = module.train_step
+    data, seen = digits(), []
+    whole = StepLoss.forward
 
-    def spy(field, optimizer, images, *rest):
-        seen.add(images is data.train)
-        return whole(field, optimizer, images, *rest)
+    def spy(self, images, step, start):
+        seen.append(images)
+        return whole(self, images, step, start)
 
-    monkeypatch.setattr(module, "train_step", spy)
+    monkeypatch.setattr(StepLoss, "forward", spy)
     empty = data.test.subset([])
     config = tiny(train__steps=2).train
-    train_field(initial_field(tiny(), 1), Data(data.train, data.validation, empty, "", ()), config, 0, tmp_path, {})
-    assert seen == {True}
+    train_field(initial_field(tiny(), 1), Data(data.train, data.validation, empty, "", ()), config, 0, tmp_path)
+    known = {image.numpy().tobytes() for image in data.train.floats()}
+    assert len(torch.cat(seen)) == 32
+    assert {image.numpy().tobytes() for image in torch.cat(seen)} <= known
 
 
 # ---------------------------------------------------------------- resuming is resuming
@@ -267,12 +245,12 @@ def test_ctrl_c_saves_the_whole_step_and_ends_with_130(tmp_path, monkeypatch, ca
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path, monkeypatch):
-    def stuck(*arguments):
+    def stuck(self):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("the second Ctrl-C was not heard")
 
-    monkeypatch.setattr(module, "train_step", stuck)
+    monkeypatch.setattr(engine._Training, "take_step", stuck)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -285,7 +263,7 @@ def damage_newest(path: Path, name: str) -> None:
     (newest / name).write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
 def test_a_damaged_newest_checkpoint_costs_its_steps_only(tmp_path, monkeypatch, capsys, uninterrupted, name):
     config = write_yaml(tmp_path / "tiny.yaml")
     with monkeypatch.context() as patch:
@@ -387,9 +365,8 @@ def test_compiled_blocks_take_the_same_steps(tmp_path, uninterrupted, backend):
     assert done.returncode == 0, done.stderr
     names = [word for word in done.stderr.splitlines() if word in ("EncoderBlock", "ProcessorBlock", "Attention")]
     assert names == ["EncoderBlock", "ProcessorBlock", "Attention"]
-    assert [loss for _, loss, _ in history(run)] == pytest.approx(
-        [loss for _, loss, _ in history(uninterrupted)], rel=1e-5
-    )
+    losses = [[entry[1] for entry in history(path)] for path in (run, uninterrupted)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     files = [run / "field" / "model.safetensors" for run in (run, uninterrupted)]
     assert io.read_tensors(files[0]).keys() == io.read_tensors(files[1]).keys()
 
@@ -421,18 +398,32 @@ def test_a_number_that_is_none_stops_the_run_before_a_checkpoint(tmp_path, monke
     monkeypatch.setattr(module, "training_loss", loss)
     assert tdsm("train", "--config", write_yaml(tmp_path / "tiny.yaml"), "--run", tmp_path / "run") == 6
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"tdsm: train: the {name} is nan at step 6.")
+    assert error.startswith(f"tdsm: train: the {name} is nan at step 6. The newest checkpoint is that of step 4: ")
+    assert error.endswith("continue with --resume and a lower --train.learning-rate.")
     assert steps(tmp_path / "run") == [2, 4]
     assert not (tmp_path / "run" / "field").exists()
 
 
 def test_weights_that_blew_up_in_the_last_step_are_not_saved(tmp_path):
-    with pytest.raises(NonFiniteError, match="PSNR on validation images is nan at step 1"):
+    words = (
+        "the measured psnr is nan at step 1. There is no checkpoint yet: start anew with a lower --train.learning-rate"
+    )
+    with pytest.raises(NonFiniteError, match=words):
         train(tmp_path, train__steps=1, train__learning_rate=1e30)
     assert not (tmp_path / "checkpoints").exists()
 
 
 # ---------------------------------------------------------------- quality
+
+
+def test_the_images_measured_are_of_every_class():
+    images = digits().validation
+    ordered = images.subset(images.labels.argsort())
+    shown = validation_images(ordered, 10, 0)
+    assert len(shown) == 10
+    assert len(shown.labels.unique()) > 7
+    assert torch.equal(validation_images(ordered, 10, 0).ids, shown.ids)
+    assert torch.equal(validation_images(ordered, 10**6, 0).ids, ordered.ids)
 
 
 def test_quality_is_the_mean_over_images_of_each_images_psnr():
@@ -441,7 +432,6 @@ def test_quality_is_the_mean_over_images_of_each_images_psnr():
     with torch.no_grad():
         ratios = psnr(shown, field.decode(field.encode(images.floats()), size=(8, 8)))
     torch.testing.assert_close(image_psnr(field, images, batch_size=7), ratios, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(image_psnr(field, images, limit=9), ratios[:9], rtol=1e-4, atol=1e-4)
     assert measure_psnr(field, images) == pytest.approx(ratios.mean().item(), abs=1e-4)
     quality = reconstruction_quality(field, images)
     assert quality["n"] == 60

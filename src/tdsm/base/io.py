@@ -60,6 +60,11 @@ def write_json(path: Path, value: Any) -> str:
     return write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def write_json_lines(path: Path, values: Iterable[Any]) -> str:
+    """Write a line of JSON for each value, all of them anew, and return the file's SHA-256."""
+    return write_text(path, "".join(json.dumps(value, allow_nan=False) + "\n" for value in values))
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> str:
     """Write a dictionary of torch tensors as safetensors atomically and return its SHA-256."""
     from safetensors.torch import save

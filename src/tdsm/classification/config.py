@@ -7,6 +7,7 @@ from pydantic import Field
 from tdsm.base.settings import Choice, Positive, Settings
 from tdsm.classification.registry import HEADS
 from tdsm.data.config import AugmentConfig
+from tdsm.training.config import TRACKER, LoopConfig, Tracker
 
 
 class HeadConfig(Settings):
@@ -24,7 +25,7 @@ class HeadConfig(Settings):
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the class scores.")
 
 
-class ProbeConfig(Settings):
+class ProbeConfig(LoopConfig):
     """How every head and baseline is trained and chosen: the same way for all of them."""
 
     rows: tuple[str, ...] = Field((), description="Rows of the table, by name; all of them if not set.")
@@ -40,6 +41,12 @@ class ProbeConfig(Settings):
     )
     weight_decays: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (1e-2,), min_length=1, description="Weight decays tried; validation chooses."
+    )
+    race_epochs: int = Field(
+        0,
+        ge=0,
+        description="Epochs after which only the learning rates and weight decays that validation finds best are "
+        "trained to the end; 0 trains all.",
     )
     views: int = Field(
         0,
@@ -63,7 +70,7 @@ class LearningRates(Settings):
     head: float = Field(1e-3, gt=0, description="Of the head.")
 
 
-class RegimeConfig(Settings):
+class RegimeConfig(LoopConfig):
     """How a head is trained with its field."""
 
     regime: Literal["frozen", "finetune", "two_stage"] = Field(
@@ -78,7 +85,7 @@ class RegimeConfig(Settings):
     learning_rates: LearningRates = Field(LearningRates(), description="Peaks of the learning rates.")
     warmup_steps: int = Field(50, ge=0, description="Steps of linear warm-up of each phase, then a cosine.")
     weight_decay: float = Field(1e-2, ge=0, description="Decoupled weight decay.")
-    gradient_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    gradient_clip: float | None = Field(1.0, gt=0, description="Largest norm of the gradient; none if not set.")
     classification_weight: float = Field(1.0, ge=0, description="Weight of the classification loss.")
     reconstruction_weight: float | None = Field(
         None, ge=0, description="Weight of the reconstruction loss; not set: 1 for two_stage, else 0."
@@ -86,6 +93,5 @@ class RegimeConfig(Settings):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the label spread over all classes.")
     mixup: float = Field(0.0, ge=0, description="α of mixup's Beta(α, α); 0 mixes nothing.")
     token_drop: float = Field(0.0, ge=0, lt=1, description="Share of tokens whose maps are blanked in a step.")
-    ema: float = Field(0.0, ge=0, lt=1, description="Decay of the averaged weights that are judged; 0 averages none.")
-    patience: int = Field(0, ge=0, description="Stop after this many epochs without a better validation; 0 never.")
+    tracker: Tracker = Field("none", description=TRACKER)
     augment: AugmentConfig = Field(AugmentConfig(), description="Random changes of the training images.")

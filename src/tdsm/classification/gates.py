@@ -1,17 +1,20 @@
 """A gate that learns, together with a head, which n tokens the head should see."""
 
-import math
+from functools import partial
 from itertools import product
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tdsm.base.errors import NonFiniteError
-from tdsm.base.randomness import derive_seed, generator
+from tdsm.base.randomness import generator
 from tdsm.classification.config import HeadConfig, ProbeConfig
-from tdsm.classification.heads import Logits, Maps, TDSMClassifier, make_head
-from tdsm.classification.probe import Samples, accuracy_of, channel_statistics, train_epoch
+from tdsm.classification.heads import Logits, Maps, TDSMClassifier
+from tdsm.classification.probe import Samples, accuracy_of, channel_statistics, new_head
+from tdsm.training.engine import Phase, Task
+from tdsm.training.engine import train as train_task
+from tdsm.training.steps import Order, warmup_cosine
 
 SCORE_RATE = 0.02  # learning rate of the scores, in units of their noise
 WARMUP = 0.25  # share of the passes in which every token is open as often as any other
@@ -35,21 +38,16 @@ class TokenGate(nn.Module):
     Args:
         num_tokens: K.
         count: n, from 1 to K − 1.
-        seed: Decides the draws.
     """
 
-    def __init__(self, num_tokens: int, count: int, seed: int):
+    def __init__(self, num_tokens: int, count: int):
         super().__init__()
         self.count = count
         self.scores = nn.Parameter(torch.zeros(num_tokens))
-        self.noise = generator(seed, "token gate")
 
-    def forward(self, batch: int) -> Float[Tensor, "batch tokens"]:
-        """Return a gate of 0 or 1 for every sample and token."""
-        scores = (self.scores - self.scores.mean()).expand(batch, -1)
-        if self.training:
-            draw = torch.empty(scores.shape).exponential_(generator=self.noise)
-            scores = scores - draw.log().to(scores)
+    def forward(self, noise: Float[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens"]:
+        """Return a gate of 0 or 1 for every sample and token; g is `noise`."""
+        scores = self.scores - self.scores.mean() + noise
         largest = scores.detach().topk(self.count + 1, dim=1)
         threshold = largest.values[:, -2:].mean(dim=1, keepdim=True)
         is_open = torch.zeros_like(scores).scatter(1, largest.indices[:, :-1], 1.0)
@@ -73,12 +71,29 @@ class GatedClassifier(nn.Module):
         super().__init__()
         self.classifier, self.gate = classifier, gate
 
-    def forward(self, maps: Maps) -> Logits:
-        """Return class scores."""
-        channels = maps.shape[-1] // len(self.gate.scores)
-        gates = self.gate(len(maps)).repeat_interleave(channels, dim=1)[:, None, None]
+    def forward(self, maps: Maps, noise: Float[Tensor, "batch tokens"] | None = None) -> Logits:
+        """Return class scores; without noise, from the tokens with the largest scores."""
+        tokens = len(self.gate.scores)
+        channels = maps.shape[-1] // tokens
+        gates = self.gate(maps.new_zeros(len(maps), tokens) if noise is None else noise).repeat_interleave(
+            channels, dim=1
+        )[:, None, None]
         mean = self.classifier.mean
         return self.classifier(mean + gates * (maps - mean))
+
+
+class GateLoss(nn.Module):
+    """The cross-entropy of a classifier behind a gate, each sample with noise of its own."""
+
+    def __init__(self, gated: GatedClassifier):
+        super().__init__()
+        self.gated = gated
+
+    def forward(
+        self, maps: Maps, labels: Int[Tensor, " batch"], noise: Float[Tensor, "batch tokens"]
+    ) -> Float[Tensor, ""]:
+        """Return the mean over samples."""
+        return F.cross_entropy(self.gated(maps, noise), labels)
 
 
 def learn_tokens(
@@ -101,36 +116,61 @@ def learn_tokens(
         count: Tokens to keep, fewer.
 
     Raises:
-        NonFiniteError: If the loss is not finite.
+        NonFiniteError: If loss or weights are not finite.
     """
     statistics = channel_statistics(train)
     found: list[tuple[float, list[int]]] = []
     for rate, decay in product(config.learning_rates, config.weight_decays):
-        with torch.random.fork_rng():
-            torch.manual_seed(derive_seed(seed, "head"))
-            height, width, maps = train.features.shape[1:]
-            classifier = make_head(head, maps, num_classes, (height, width))
-            classifier.fit_statistics(*statistics)
-            gated = GatedClassifier(classifier, TokenGate(num_tokens, count, seed)).to(device)
-            _train(gated, train, config, seed, device, rate, decay)
-        found.append((accuracy_of(gated, validation, device), gated.gate.chosen()))
+        classifier = new_head(head, statistics, train, num_classes, seed)
+        gated = GatedClassifier(classifier, TokenGate(num_tokens, count)).to(device)
+        task = gate_task(gated, train, validation, config, seed, device, rate, decay)
+        history = train_task(task, config, seed=seed)
+        found.append((history[-1]["validation_accuracy"], gated.gate.chosen()))
     return max(found, key=lambda pair: pair[0])[1]
 
 
-def _train(
-    gated: GatedClassifier, train: Samples, config: ProbeConfig, seed: int, device: str, rate: float, decay: float
-) -> None:
-    """Train the head alone on random draws at first, so that no token wins for having been open early."""
-    groups = [
-        {"params": gated.classifier.parameters(), "lr": rate, "weight_decay": decay},
-        {"params": gated.gate.parameters(), "lr": SCORE_RATE, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups)
-    steps = config.epochs * math.ceil(len(train.features) / config.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for epoch in range(config.epochs):
-        gated.gate.requires_grad_(epoch >= int(WARMUP * config.epochs))
-        order = torch.randperm(len(train.features), generator=generator(seed, "head order", epoch))
-        loss = train_epoch(gated, train.batches(order, config.batch_size), optimizer, schedule, device)
-        if not math.isfinite(loss):
-            raise NonFiniteError(f"token gate: the loss is {loss} at learning rate {rate}.")
+def gate_task(
+    gated: GatedClassifier,
+    train: Samples,
+    validation: Samples,
+    config: ProbeConfig,
+    seed: int,
+    device: str,
+    rate: float,
+    decay: float,
+) -> Task:
+    """Describe the training of a gate and its head for the engine.
+
+    The head learns alone on random draws at first, so that no token wins for having been open early.
+    """
+    order = Order(len(train.features), config.batch_size, seed, purpose="head order", keeps_rest=True)
+    steps, warmup = config.epochs * order.per_epoch, int(WARMUP * config.epochs) * order.per_epoch
+
+    def inputs(step: int, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        taken = order(step)[0]
+        noise = gumbel(len(taken), len(gated.gate.scores), generator(seed, "token gate", step))
+        features, labels = train.features[taken[rows]], train.labels[taken[rows]]
+        return features.to(device), labels.to(device), noise[rows].to(device)
+
+    head = {"params": list(gated.classifier.parameters()), "name": "head", "peak": rate, "weight_decay": decay}
+    gate = {"params": list(gated.gate.parameters()), "name": "gate", "peak": SCORE_RATE, "weight_decay": 0.0}
+    return Task(
+        name=f"token gate at learning rate {rate}",
+        model=gated,
+        loss=GateLoss(gated),
+        size=order.size,
+        inputs=inputs,
+        groups=[head, gate],
+        rate=partial(warmup_cosine, steps=steps, warmup=0),
+        phases=(Phase(warmup, still=("gate",)), Phase(steps - warmup)),
+        validate=lambda judged: {"validation_accuracy": accuracy_of(judged, validation, device)},
+        validate_every=steps,
+        checkpoint_every=steps,
+        remedy=lambda _: "Set --probe.learning-rates lower.",
+        blocks=(gated.classifier.head,),
+    )
+
+
+def gumbel(samples: int, tokens: int, random: torch.Generator) -> Float[Tensor, "samples tokens"]:
+    """Draw from Gumbel(0, 1)."""
+    return -torch.empty(samples, tokens).exponential_(generator=random).log()

@@ -1,22 +1,27 @@
 """Train a classification head on frozen, stored features, and choose it on validation."""
 
 import math
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tdsm.base.errors import NonFiniteError
-from tdsm.base.randomness import derive_seed, generator
+from tdsm.base.randomness import derive_seed
 from tdsm.classification.config import HeadConfig, ProbeConfig
 from tdsm.classification.heads import TDSMClassifier, make_head
 from tdsm.classification.knn import knn_scores
+from tdsm.data import ImageSet
 from tdsm.features.store import FeatureRows
+from tdsm.training import processes
+from tdsm.training.engine import Phase, Task
+from tdsm.training.engine import train as train_task
+from tdsm.training.steps import Order, warmup_cosine
 
-READ = 512
+READ, READ_IMAGES = 512, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,11 +30,6 @@ class Samples:
 
     features: FeatureRows
     labels: Int[Tensor, " samples"]
-
-    def batches(self, order: Int[Tensor, " samples"], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield features and labels in this order."""
-        for indices in order.split(batch_size):
-            yield self.features[indices], self.labels[indices]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,25 +41,35 @@ class Choice:
     classifier: TDSMClassifier | None  # None for k-NN
 
 
+class HeadLoss(nn.Module):
+    """The cross-entropy of a classifier on features."""
+
+    def __init__(self, classifier: nn.Module):
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, features: Tensor, labels: Int[Tensor, " rows"]) -> Float[Tensor, ""]:
+        """Return the mean over rows."""
+        return F.cross_entropy(self.classifier(features), labels)
+
+
 def fit_head(
     head: HeadConfig, train: Samples, validation: Samples, num_classes: int, config: ProbeConfig, seed: int, device: str
 ) -> Choice:
     """Train a head for every learning rate and weight decay, and keep the epoch that is best on validation.
 
-    Cross-entropy, AdamW, cosine to zero, features standardised channel by channel by the training samples.
+    Cross-entropy, AdamW, cosine to zero, features standardised channel by channel by the training samples. With
+    `race_epochs` set, only those go on that were best after so many epochs.
 
     Raises:
-        NonFiniteError: If the loss is not finite for any of the settings.
+        NonFiniteError: If loss or weights are not finite for any of the settings.
     """
-    statistics = channel_statistics(train)
-    best: Choice | None = None
-    for rate in config.learning_rates:
-        for decay in config.weight_decays:
-            choice = _fit_once(head, statistics, train, validation, num_classes, config, seed, device, rate, decay)
-            if best is None or choice.accuracy > best.accuracy:
-                best = choice
-    assert best is not None
-    return best
+    start = partial(_fit_once, head, channel_statistics(train), train, validation, num_classes, config, seed, device)
+    pairs = list(product(config.learning_rates, config.weight_decays))
+    if config.race_epochs and len(pairs) > 1:
+        early = [start(*pair, min(config.race_epochs, config.epochs)).accuracy for pair in pairs]
+        pairs = [pair for pair, accuracy in zip(pairs, early, strict=True) if accuracy == max(early)]
+    return max((start(*pair, config.epochs) for pair in pairs), key=lambda choice: choice.accuracy)
 
 
 def fit_seeds(
@@ -84,34 +94,23 @@ def fit_knn(train: Samples, validation: Samples, num_classes: int, config: Probe
 
 
 @torch.no_grad()
-def predict(classifier: nn.Module, features: FeatureRows, device: str) -> Int[Tensor, " samples"]:
-    """Return the class of each sample."""
+def predict(
+    classifier: nn.Module, inputs: FeatureRows | ImageSet, device: torch.device | str
+) -> Int[Tensor, " samples"]:
+    """Return the class of each sample, from features or from images."""
     classifier.eval().to(device)
-    parts = torch.arange(len(features)).split(READ)
-    return torch.cat([classifier(features[part].to(device)).argmax(dim=1).cpu() for part in parts])
+    read, size = (inputs.floats, READ_IMAGES) if isinstance(inputs, ImageSet) else (inputs.__getitem__, READ)
+
+    def compute(indices: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        return classifier(read(indices).to(device)).argmax(dim=1)
+
+    return processes.each_sample(len(inputs), compute, size, device).long()
 
 
-def accuracy_of(classifier: nn.Module, samples: Samples, device: str) -> float:
+def accuracy_of(classifier: nn.Module, samples: Samples | ImageSet, device: torch.device | str) -> float:
     """Return the share of samples whose class is right."""
-    return (predict(classifier, samples.features, device) == samples.labels).sum().item() / len(samples.labels)
-
-
-def train_epoch(
-    classifier: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    device: str,
-) -> float:
-    """Descend the cross-entropy once over batches of features and labels; return the last loss."""
-    classifier.train()
-    for features, labels in batches:
-        loss = F.cross_entropy(classifier(features.to(device)), labels.to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return loss.item()
+    inputs = samples if isinstance(samples, ImageSet) else samples.features
+    return (predict(classifier, inputs, device) == samples.labels).sum().item() / len(samples.labels)
 
 
 def predict_knn(
@@ -135,6 +134,18 @@ def channel_statistics(samples: Samples) -> tuple[Float[Tensor, " maps"], Float[
     return mean.float(), (square / count - mean.square()).clamp(min=0).sqrt().float()
 
 
+def new_head(
+    head: HeadConfig, statistics: tuple[Tensor, Tensor], train: Samples, num_classes: int, seed: int
+) -> TDSMClassifier:
+    """Make a head for features like these, weights by the seed, standardised by `channel_statistics`."""
+    height, width, maps = train.features.shape[1:]
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, "head"))
+        classifier = make_head(head, maps, num_classes, (height, width))
+    classifier.fit_statistics(*statistics)
+    return classifier
+
+
 def _fit_once(
     head: HeadConfig,
     statistics: tuple[Tensor, Tensor],
@@ -146,26 +157,37 @@ def _fit_once(
     device: str,
     rate: float,
     decay: float,
+    epochs: int,
 ) -> Choice:
-    height, width, maps = train.features.shape[1:]
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(seed, "head"))
-        classifier = make_head(head, maps, num_classes, (height, width)).to(device)
-        classifier.fit_statistics(*statistics)
-        optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate, weight_decay=decay)
-        steps = config.epochs * math.ceil(len(train.features) / config.batch_size)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        best, weights, epoch_of_best = -1.0, {}, 0
-        for epoch in range(config.epochs):
-            order = torch.randperm(len(train.features), generator=generator(seed, "head order", epoch))
-            loss = train_epoch(classifier, train.batches(order, config.batch_size), optimizer, schedule, device)
-            if not math.isfinite(loss):
-                raise NonFiniteError(f"head {head.kind}: the loss is {loss} at learning rate {rate}.")
-            if (accuracy := accuracy_of(classifier, validation, device)) > best:
-                best, epoch_of_best = accuracy, epoch + 1
-                weights = {name: value.clone() for name, value in classifier.state_dict().items()}
-    classifier.load_state_dict(weights)
-    return Choice(best, {"learning_rate": rate, "weight_decay": decay, "epoch": epoch_of_best}, classifier)
+    """Train one head for the first `epochs` of the epochs that are set, and keep the best of them."""
+    order = Order(len(train.features), config.batch_size, seed, purpose="head order", keeps_rest=True)
+    classifier = new_head(head, statistics, train, num_classes, seed).to(device)
+
+    def inputs(step: int, rows: slice) -> tuple[Tensor, Tensor]:
+        taken = order(step)[0][rows]
+        return train.features[taken].to(device), train.labels[taken].to(device)
+
+    task = Task(
+        name=f"head {head.kind} at learning rate {rate}",
+        model=classifier,
+        loss=HeadLoss(classifier),
+        size=order.size,
+        inputs=inputs,
+        groups=[{"params": list(classifier.parameters()), "name": "head", "peak": rate, "weight_decay": decay}],
+        rate=partial(warmup_cosine, steps=config.epochs * order.per_epoch, warmup=0),
+        phases=(Phase(epochs * order.per_epoch),),
+        validate=lambda judged: {"validation_accuracy": accuracy_of(judged, validation, device)},
+        score="validation_accuracy",
+        validate_every=order.per_epoch,
+        checkpoint_every=order.per_epoch,
+        remedy=lambda _: "Set --probe.learning-rates lower.",
+        blocks=(classifier.head,),
+    )
+    history = train_task(task, config, seed=seed)
+    best = max(history, key=lambda entry: entry["validation_accuracy"])
+    epoch = best["step"] // order.per_epoch
+    settings = {"learning_rate": rate, "weight_decay": decay, "epoch": epoch}
+    return Choice(best["validation_accuracy"], settings, classifier)
 
 
 def _knn_accuracy(train: Samples, other: Samples, num_classes: int, neighbours: int, temperature: float) -> float:

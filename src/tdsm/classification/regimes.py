@@ -3,13 +3,11 @@
     loss = λ_cls · CE(head(tdsm(x)), y) + λ_rec · ‖decode(encode(x)) − x‖² / size
 
 A regime is a sequence of phases, in each of which the field learns or stands still. Gradients pass through the maps of
-all tokens, by the exact decoding. A step is a pure function of weights, optimizer, seed and step number, so that a
-training that was killed ends as if it had not been, bit for bit on one kind of CPU.
+all tokens, by the exact decoding.
 """
 
 import copy
-import math
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,23 +16,24 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tdsm.base.errors import NonFiniteError
-from tdsm.base.progress import Progress
+from tdsm.base.errors import DataError
 from tdsm.base.randomness import derive_seed, generator
 from tdsm.classification.config import RegimeConfig
 from tdsm.classification.heads import TDSMClassifier, make_head
+from tdsm.classification.probe import accuracy_of
 from tdsm.data import Data, ImageSet
 from tdsm.data.augment import augment
 from tdsm.features.config import MapConfig
 from tdsm.features.kinds import make_maps
 from tdsm.models.field import NeuralField
-from tdsm.training.checkpoints import latest_checkpoint, read_state, save_checkpoint, write_state
-from tdsm.training.reconstruction import batch_indices, warmup_cosine
+from tdsm.training.engine import Phase, Task, train
+from tdsm.training.reconstruction import blocks_of
+from tdsm.training.steps import Order, warmup_cosine
 
 STATISTICS_IMAGES = 1024
 READ = 64
+FIELD_PARTS = ("encoder", "processor", "decoder")
 
 
 @dataclass(frozen=True)
@@ -82,19 +81,35 @@ def fit_regime(
 ) -> tuple[FieldClassifier, list[dict]]:
     """Train a head with a copy of a field, with checkpoints in `folder`; take up the newest one there.
 
+    Args:
+        made_from: What decides the training; kept in checkpoints and compared.
+
     Returns:
         The classifier with the weights of the epoch that is best on validation, and the history of the last phase:
-        dictionaries of epoch, loss, validation_accuracy, seconds and field_learns.
+        the engine's, with epoch, validation_accuracy and field_learns.
 
     Raises:
-        NonFiniteError: If the loss is not finite.
+        DataError: If the training set is smaller than a batch.
+        CheckpointError: If the newest checkpoint was made from something else.
+        NonFiniteError: If loss, gradient or weights are not finite; no checkpoint after that.
+        KeyboardInterrupt: On Ctrl-C, after the step under way is done and saved; a second one ends at once.
     """
-    model = new_classifier(field, data.train, maps, config, seed, str(device))
-    return model, _fit(model, data, config, seed, folder, str(device))
+    if len(data.train) < config.batch_size:
+        raise DataError(
+            f"{config.regime}: {len(data.train)} training images are fewer than a batch of {config.batch_size}. "
+            "Set --batch-size lower."
+        )
+    model = new_classifier(field, data.train, maps, config, seed, device)
+    task = regime_task(model, data, config, seed, device)
+    history = train(task, config, seed=seed, folder=Path(folder), made_from=made_from, tracker=config.tracker)
+    last, per_epoch = len(task.phases) - 1, task.validate_every
+    learns = {"field_learns": REGIMES[config.regime].phases[-1]}
+    ends = [entry for entry in history if task.phase(entry["step"] - 1) == last]
+    return model, [{"epoch": entry["step"] // per_epoch} | entry | learns for entry in ends]
 
 
 def new_classifier(
-    field: NeuralField, images: ImageSet, maps: MapConfig, config: RegimeConfig, seed: int, device: str
+    field: NeuralField, images: ImageSet, maps: MapConfig, config: RegimeConfig, seed: int, device: torch.device | str
 ) -> FieldClassifier:
     """Put a new head, standardised by the training maps of the field as it is, on a copy of the field."""
     field = copy.deepcopy(field)
@@ -111,100 +126,99 @@ def new_classifier(
     return FieldClassifier(field, head, maps)
 
 
-def _fit(model: FieldClassifier, data: Data, config: RegimeConfig, seed: int, folder: Path, device: str) -> list[dict]:
-    """Train in place and end with the weights of the epoch that is best on validation; return the history."""
-    regime, images = REGIMES[config.regime], data.train
-    optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=config.weight_decay)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False)
-    best = copy.deepcopy(model)
-    modules = {"model": model, "average": average, "best": best}
-    per_epoch = len(images) // config.batch_size
-    steps = len(regime.phases) * config.epochs * per_epoch
-    step, history = 0, []
-    if (checkpoint := latest_checkpoint(folder)) is not None:
-        state = read_state(checkpoint, modules, optimizer)
-        step, history = state["step"], state["history"]
-    began = time.monotonic() - (history[-1]["seconds"] if history else 0.0)
-    with Progress(f"{config.regime}, seed {folder.name[5:]}", steps, done=step, unit="step") as progress:
-        while step < steps and not _is_over(history, regime, config):
-            learns = regime.phases[step // (config.epochs * per_epoch)]
-            loss = take_step(model, optimizer, images, config, seed, step, learns, device)
-            average.update_parameters(model)
-            step += 1
-            progress.advance()
-            if step % per_epoch:
-                continue
-            judged: nn.Module = average.module if config.ema else model
-            accuracy = accuracy_of(judged, data.validation, device)
-            if learns == regime.phases[-1] and accuracy > _best(history, learns):
-                best.load_state_dict(judged.state_dict())
-            seconds = time.monotonic() - began
-            entry = {"epoch": step // per_epoch, "loss": loss, "validation_accuracy": accuracy, "seconds": seconds}
-            history.append(entry | {"field_learns": learns})
-            state = {"step": step, "history": history}
-            save_checkpoint(folder, step, lambda path, s=state: write_state(path, modules, optimizer, s))  # type: ignore[misc]
-            progress.advance(0, note=f"validation {100 * accuracy:.1f} %")
-    model.load_state_dict(best.state_dict())
-    return [entry for entry in history if entry["field_learns"] == regime.phases[-1]]
+class RegimeLoss(nn.Module):
+    """The combined loss of some rows of a step's batch."""
+
+    def __init__(self, model: FieldClassifier, config: RegimeConfig):
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(
+        self,
+        images: Float[Tensor, "rows channels height width"],
+        targets: Sequence[tuple[float, Tensor]],
+        learns: bool,
+        uniform: Float[Tensor, "rows tokens"] | None,
+    ) -> Float[Tensor, ""]:
+        """Return the mean over rows."""
+        return combined_loss(self.model, images, targets, self.config, learns, uniform)
 
 
-def take_step(
+def regime_task(
     model: FieldClassifier,
-    optimizer: torch.optim.Optimizer,
-    images: ImageSet,
+    data: Data,
     config: RegimeConfig,
     seed: int,
-    step: int,
-    learns: bool,
-    device: str,
-) -> float:
-    """Take one optimizer step and return its loss."""
-    model.train()
-    indices, epoch = batch_indices(len(images), config.batch_size, seed, step)
-    batch = images.subset(indices)
-    pixels = augment(batch.floats().to(device), batch.ids, config.augment, seed=seed, epoch=epoch)
-    loss = combined_loss(model, pixels, batch.labels.to(device), config, generator(seed, "step", step), learns)
-    if not math.isfinite(loss.item()):
-        raise NonFiniteError(f"{config.regime}: the loss is {loss.item()} at step {step + 1}. Try lower rates.")
-    share = schedule(step, config, len(images) // config.batch_size)
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share if learns or group["name"] == "head" else 0.0
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
-    optimizer.step()
-    return loss.item()
+    device: torch.device | str,
+) -> Task:
+    """Describe the training of a regime for the engine."""
+    regime, images = REGIMES[config.regime], data.train.near(torch.device(device))
+    order = Order(len(images), config.batch_size, seed)
+    length = config.epochs * order.per_epoch
+    num_maps = len(model.head.mean)
+
+    def read(taken: Int[Tensor, " rows"], epoch: int) -> Tensor:
+        pixels = images.floats(taken).to(device)
+        return augment(pixels, images.ids[taken], config.augment, seed=seed, epoch=epoch)
+
+    def inputs(step: int, rows: slice) -> tuple:
+        batch, epoch = order(step)
+        pixels, targets = read(batch[rows], epoch), [(1.0, images.labels[batch[rows]].to(device))]
+        if config.mixup:
+            random = generator(seed, "mixup", step)
+            other, mixed = batch[torch.randperm(len(batch), generator=random)[rows]], _beta(config.mixup, random)
+            pixels = mixed * pixels + (1 - mixed) * read(other, epoch)
+            targets = [(mixed, targets[0][1]), (1 - mixed, images.labels[other].to(device))]
+        uniform = None
+        if config.token_drop:
+            uniform = torch.rand(len(batch), num_maps, generator=generator(seed, "token drop", step))[rows].to(device)
+        return pixels, targets, regime.phases[step // length], uniform
+
+    return Task(
+        name=config.regime,
+        model=model,
+        loss=RegimeLoss(model, config),
+        size=order.size,
+        inputs=inputs,
+        groups=parameter_groups(model, config),
+        rate=lambda peak, step: peak * schedule(step, config, order.per_epoch),
+        phases=tuple(Phase(length, still=() if learns else FIELD_PARTS) for learns in regime.phases),
+        validate=lambda judged: {"validation_accuracy": accuracy_of(judged, data.validation, device)},
+        score="validation_accuracy",
+        validate_every=order.per_epoch,
+        checkpoint_every=order.per_epoch,
+        remedy=lambda _: "Start anew with a lower --learning-rates.head, or lower ones of the field's parts.",
+        blocks=(*blocks_of(model.field), model.head.head),
+        is_partial=True,
+    )
 
 
 def combined_loss(
     model: FieldClassifier,
     images: Float[Tensor, "batch channels rows columns"],
-    labels: Int[Tensor, " batch"],
+    targets: Sequence[tuple[float, Int[Tensor, " batch"]]],
     config: RegimeConfig,
-    random: torch.Generator,
     learns: bool,
+    uniform: Float[Tensor, "batch maps"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Return λ_cls · cross-entropy + λ_rec · mean squared error, with mixup and token drop if so set.
+    """Return λ_cls · Σ_i m_i · cross-entropy(y_i) + λ_rec · mean squared error, with token drop if so set.
 
-    Mixup (Zhang et al. 2018): x = m·x + (1 − m)·x', and the loss of both labels mixed alike, m ~ Beta(α, α). Token
-    drop: all maps of a random share of an image's tokens are set to their training mean.
+    Mixup (Zhang et al. 2018) gives two targets and mixed images: x = m·x + (1 − m)·x', m ~ Beta(α, α). Token drop: all
+    values of a random share of an image's maps are set to their training mean.
+
+    Args:
+        targets: Weights m_i and labels y_i.
+        learns: Whether the field does.
+        uniform: In [0, 1); a map is dropped where it is below `token_drop`.
     """
-    other, mixed = torch.randperm(len(images), generator=random).to(images.device), 1.0
-    if config.mixup:
-        mixed = _beta(config.mixup, random)
-        images = mixed * images + (1 - mixed) * images[other]
-    with torch.set_grad_enabled(learns):
+    with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
         tokens = model.field.encode(images)
         maps = tdsm_of(model.field, images, tokens, model.maps)
-    if config.token_drop:
-        keep = torch.rand(len(images), 1, 1, maps.shape[-1], generator=random) >= config.token_drop
-        maps = torch.where(keep.to(maps.device), maps, model.head.mean)
+    if uniform is not None:
+        maps = torch.where(uniform[:, None, None] >= config.token_drop, maps, model.head.mean)
     scores = model.head(maps)
-
-    def entropy(targets: Tensor) -> Tensor:
-        return F.cross_entropy(scores, targets, label_smoothing=config.label_smoothing)
-
-    loss = config.classification_weight * (mixed * entropy(labels) + (1 - mixed) * entropy(labels[other]))
+    losses = [m * F.cross_entropy(scores, labels, label_smoothing=config.label_smoothing) for m, labels in targets]
+    loss = config.classification_weight * torch.stack(losses).sum()
     weight = _or(config.reconstruction_weight, REGIMES[config.regime].reconstruction_weight)
     if learns and weight:
         shown = model.field.decode(tokens, size=tuple(images.shape[2:]))
@@ -219,9 +233,12 @@ def parameter_groups(model: FieldClassifier, config: RegimeConfig) -> list[dict]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault(_part(name), []).append(parameter)
-    peaks = {part: _or(getattr(rates, part), default) for part in ("encoder", "processor", "decoder")}
+    peaks = {part: _or(getattr(rates, part), default) for part in FIELD_PARTS}
     peaks["head"] = rates.head
-    return [{"params": groups[part], "name": part, "peak": peaks[part]} for part in groups]
+    return [
+        {"params": groups[part], "name": part, "peak": peaks[part], "weight_decay": config.weight_decay}
+        for part in groups
+    ]
 
 
 def schedule(step: int, config: RegimeConfig, per_epoch: int) -> float:
@@ -230,38 +247,11 @@ def schedule(step: int, config: RegimeConfig, per_epoch: int) -> float:
     return warmup_cosine(1.0, step % length, length, min(config.warmup_steps, length // 2))
 
 
-@torch.no_grad()
-def predict(model: nn.Module, images: ImageSet, device: str) -> Int[Tensor, " images"]:
-    """Return the class of each image."""
-    model.eval()
-    parts = torch.arange(len(images)).split(READ)
-    return torch.cat([model(images.floats(part).to(device)).argmax(dim=1).cpu() for part in parts])
-
-
-def accuracy_of(model: nn.Module, images: ImageSet, device: str) -> float:
-    """Return the share of images whose class is right."""
-    return (predict(model, images, device) == images.labels).double().mean().item()
-
-
 def _part(name: str) -> str:
     if name.startswith("head."):
         return "head"
     part = name.split(".")[1]
     return part if part in ("encoder", "processor") else "decoder"
-
-
-def _is_over(history: list[dict], regime: Regime, config: RegimeConfig) -> bool:
-    """Tell whether the last phase has gone `patience` epochs without a better one."""
-    last = [entry["validation_accuracy"] for entry in history if entry["field_learns"] == regime.phases[-1]]
-    return (
-        bool(config.patience)
-        and len(last) > config.patience
-        and max(last[-config.patience :]) <= max(last[: -config.patience])
-    )
-
-
-def _best(history: list[dict], learns: bool) -> float:
-    return max((e["validation_accuracy"] for e in history if e["field_learns"] == learns), default=-1.0)
 
 
 def _beta(alpha: float, random: torch.Generator) -> float:

@@ -18,7 +18,8 @@ from tdsm.base import io
 from tdsm.base.errors import CheckpointError
 from tdsm.base.randomness import derive_seed
 from tdsm.classification.config import RegimeConfig
-from tdsm.classification.regimes import REGIMES, FieldClassifier, fit_regime, predict
+from tdsm.classification.probe import predict
+from tdsm.classification.regimes import REGIMES, FieldClassifier, fit_regime
 from tdsm.classification.scores import scores
 from tdsm.models.weights import count_parameters
 from tdsm.pipeline import link

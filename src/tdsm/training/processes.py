@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float64
 from torch import Tensor
 
 
@@ -63,11 +64,53 @@ def total(value: Tensor) -> Tensor:
 
 
 def from_first(make: Callable[[], str]) -> str:
-    """Let the first process make a text, and give it to all."""
-    text = [make() if is_first() else ""]
-    if count() > 1:
-        dist.broadcast_object_list(text)
-    return text[0]
+    """Let the first process make a text, and give it to all, as bytes: torch's own way of sending texts unpickles."""
+    if count() == 1:
+        return make()
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    text = torch.tensor(list(make().encode()) if is_first() else [], dtype=torch.uint8, device=device)
+    length = torch.tensor(len(text), device=device)
+    dist.broadcast(length, 0)
+    text = text if is_first() else text.new_empty(int(length))
+    dist.broadcast(text, 0)
+    return bytes(text.tolist()).decode()
+
+
+_is_sharing = False
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """Let `each_sample` share its work out, which all processes must then reach; else each computes everything."""
+    global _is_sharing
+    before, _is_sharing = _is_sharing, True
+    try:
+        yield
+    finally:
+        _is_sharing = before
+
+
+def each_sample(
+    samples: int, compute: Callable[[Tensor], Tensor], batch_size: int, device: torch.device | str
+) -> Float64[Tensor, " samples"]:
+    """Compute one number for every sample, each process its share where they are `sharing`, and give all to all.
+
+    Process r takes samples r, r + processes, ..., without padding. One sum brings the numbers together, each beside
+    noughts, so that they come out as they went in, and counts every sample.
+
+    >>> each_sample(5, lambda indices: indices**2, batch_size=2, device="cpu")
+    tensor([ 0.,  1.,  4.,  9., 16.], dtype=torch.float64)
+    """
+    values = torch.zeros(2, samples, dtype=torch.float64, device=device)
+    mine = torch.arange(samples)[rank() :: count()] if _is_sharing else torch.arange(samples)
+    for indices in mine.split(batch_size):
+        if len(indices):
+            places = indices.to(device)
+            values[0, places] = compute(indices).to(values)
+            values[1, places] += 1
+    values = (total(values) if _is_sharing else values).cpu()
+    assert bool((values[1] == 1).all()), "a sample was counted never or twice"
+    return values[0]
 
 
 def shares(size: int, accumulate: int = 1) -> list[slice]:
