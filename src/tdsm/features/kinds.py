@@ -15,8 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tdsm.base.randomness import generator
-from tdsm.decomposition import spatial_map
-from tdsm.decomposition import decompose
+from tdsm.decomposition import decompose, spatial_map
 from tdsm.decomposition.reduce import reduce_components
 from tdsm.decomposition.select import parse_selection
 from tdsm.features.config import MapConfig
