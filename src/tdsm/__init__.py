@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tdsm.base.errors import TdsmError
     from tdsm.classification.heads import TDSMClassifier
-    from tdsm.decomposition import component_images, decompose, plan_decoding, pooled_map, spatial_map
+    from tdsm.decomposition import component_images, contributions, decompose, plan_decoding, pooled_map, spatial_map
     from tdsm.decomposition.reduce import reduce_components
     from tdsm.decomposition.select import select_tokens
     from tdsm.models import adapters
@@ -30,6 +30,7 @@ __all__ = [
     "__version__",
     "adapters",
     "component_images",
+    "contributions",
     "decompose",
     "get_tdsm",
     "load_field",
@@ -48,6 +49,7 @@ _HOME = {
     "TokenField": "tdsm.tokenfield",
     "adapters": "tdsm.models",
     "component_images": "tdsm.decomposition",
+    "contributions": "tdsm.decomposition",
     "decompose": "tdsm.decomposition",
     "get_tdsm": "tdsm.models.field",
     "load_field": "tdsm.models.load",

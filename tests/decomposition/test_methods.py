@@ -8,7 +8,7 @@ import torch
 from tdsm.base.errors import SpaceWarning, UsageError
 from tdsm.decomposition import DECOMPOSITIONS, REDUCTIONS, decompose, methods_for
 from tdsm.decomposition.measures import completeness_error
-from tdsm.decomposition.methods import _default_chunk
+from tdsm.decomposition.methods import default_chunk
 from tdsm.decomposition.reduce import reduce_components
 from tdsm.decomposition.solo import component_images
 from tdsm.tokenfield.coords import grid
@@ -224,6 +224,6 @@ def test_the_table_of_the_docstring_is_the_registry():
 
 def test_a_method_that_holds_every_token_gets_smaller_blocks(field):
     queries, method = field.queries(grid(SIZE)), DECOMPOSITIONS["leave_one_out"]
-    few = _default_chunk(method, 200, queries)
-    assert few < _default_chunk(replace(method, holds_every_token=False), 200, queries) / 8
+    few = default_chunk(method, 200, queries)
+    assert few < default_chunk(replace(method, holds_every_token=False), 200, queries) / 8
     assert few == 64 * 2**20 // ((16 * 200 + 8 * 16 * 200) * 8)

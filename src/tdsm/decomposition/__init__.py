@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from tdsm.decomposition.mixture import mix
     from tdsm.decomposition.plan import Plan, plan_decoding
     from tdsm.decomposition.pooled import pooled_map
+    from tdsm.decomposition.regions import Contributions, contributions
     from tdsm.decomposition.registry import DECOMPOSITIONS, POOLS, REDUCTIONS, SELECTIONS, STRATEGIES
     from tdsm.decomposition.solo import component_images, map_queries, missing_space, spatial_map
 
 _HOME = {
+    "Contributions": "regions",
     "Decomposition": "methods",
     "check_method": "methods",
     "decompose": "methods",
@@ -29,6 +31,7 @@ _HOME = {
     "SELECTIONS": "registry",
     "STRATEGIES": "registry",
     "component_images": "solo",
+    "contributions": "regions",
     "map_queries": "solo",
     "missing_space": "solo",
     "spatial_map": "solo",
@@ -40,10 +43,12 @@ __all__ = [
     "REDUCTIONS",
     "SELECTIONS",
     "STRATEGIES",
+    "Contributions",
     "Decomposition",
     "Plan",
     "check_method",
     "component_images",
+    "contributions",
     "decompose",
     "map_queries",
     "methods_for",

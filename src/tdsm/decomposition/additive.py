@@ -26,7 +26,9 @@ is less. Apart, 4096 tokens of width 1024 in 16 heads take 13 times fewer produc
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -74,11 +76,16 @@ class Quadrature(Options):
 
 def additive(field: TokenField, tokens: Tokens, queries: Queries, indices: list[int], options: Quadrature) -> Parts:
     """Share the reconstruction out among the tokens, `options.points` quadrature points along the path."""
-    return share_out(field, field.token_heads(tokens), queries, indices, options.points)
+    return prepare(field, tokens, indices, options)(queries)
 
 
-def share_out(field: TokenField, heads: TokenHeads, queries: Queries, indices: list[int], points: int) -> Parts:
-    """Do it for tokens whose side of the attention is known."""
+def prepare(field: TokenField, tokens: Tokens, indices: list[int], options: Quadrature) -> Callable[[Queries], Parts]:
+    """Project the tokens, once for many blocks of queries."""
+    return partial(share_out, field, field.token_heads(tokens), indices, options.points)
+
+
+def share_out(field: TokenField, heads: TokenHeads, indices: list[int], points: int, queries: Queries) -> Parts:
+    """Share the reconstruction out among tokens whose side of the attention is known."""
     weights = widen(heads.weights(field.query_heads(queries)))
     with torch.autocast(queries.device.type, enabled=False):
         values, output = _folded(heads)
@@ -128,4 +135,5 @@ ADDITIVE = Method(
     question="what did token k contribute, along the path from no attention to all of it?",
     adds_up=True,
     options=Quadrature,
+    prepare=prepare,
 )

@@ -37,6 +37,7 @@ class Decomposition:
     reconstruction: Float[Tensor, "batch *points channels"]  # of all tokens together
     completeness_error: Float[Tensor, " batch"]  # ‖base + Σ_k components − reconstruction‖ / ‖reconstruction − base‖
     standard_error: Float[Tensor, "batch selected *points channels"] | None = None  # of the components, if sampled
+    movement: Float[Tensor, " batch"] | None = None  # how far a token treated to first order moves what is attended
 
 
 def methods_for(field: TokenField) -> tuple[str, ...]:
@@ -107,7 +108,10 @@ def decompose(
         chunk: (image, point) pairs decomposed at once; bounds memory, never changes results. None chooses.
         options: The method's own. `points`: quadrature points, 1 to 64; three reach about 1e-3 or better.
             `tolerance`: double `points` until no image's completeness error is above this. `head`: the head to show,
-            None for the mean of all. `permutations`: orders drawn, an even number of at least 4. `seed`: of the orders.
+            None for the mean of all. `threshold`: attention, in [0, 1), up to which tokens share a gradient of the
+            readout instead of being taken away one by one; `movement` bounds how far one of them moves what is
+            attended, relative to its length. `permutations`: orders drawn, an even number of at least 4. `seed`: of
+            the orders.
 
     Returns:
         Components in the field's range for `solo`, differences of it for `additive`, `leave_one_out` and
@@ -120,8 +124,8 @@ def decompose(
         SpaceWarning: If `solo` is asked of a decoder whose component images cannot carry space.
         CompletenessWarning: If `tolerance` was not reached with 64 quadrature points.
     """
-    _check(field, tokens, method, chunk)
-    chosen, told = DECOMPOSITIONS[method], _options(method, options)
+    check_request(field, tokens, method, chunk)
+    chosen, told = DECOMPOSITIONS[method], read_options(method, options)
     indices = select_tokens(tokens.shape[1], selection)
     coords, shape = resolve_points(field, size, coords, device=tokens.device)
     queries = field.queries(coords)
@@ -143,10 +147,12 @@ def decompose(
         reconstruction=parts.reconstruction.unflatten(1, shape),
         completeness_error=error,
         standard_error=None if standard_error is None else standard_error.to(dtype).unflatten(2, shape),
+        movement=None if parts.movement is None else parts.movement.amax(1),
     )
 
 
-def _check(field: TokenField, tokens: Tensor, method: str, chunk: int | None) -> None:
+def check_request(field: TokenField, tokens: Tensor, method: str, chunk: int | None) -> None:
+    """Raise `UsageError` unless tokens, method and chunk can be decomposed with this field."""
     device_of(tokens)
     check_method(field, method)
     if tokens.ndim != 3 or 0 in tokens.shape:
@@ -158,7 +164,7 @@ def _check(field: TokenField, tokens: Tensor, method: str, chunk: int | None) ->
         raise UsageError(f"decompose: chunk is {chunk!r}, expected a count of at least 1, or None to choose one.")
 
 
-def _options(method: str, given: dict[str, Any]) -> Options:
+def read_options(method: str, given: dict[str, Any]) -> Options:
     """Return a method's options; refuse one that it does not have, naming the methods that do."""
     known = _names(DECOMPOSITIONS[method])
     for name in given:
@@ -183,13 +189,14 @@ def _in_blocks(
     options: Options,
     chunk: int | None,
 ) -> Parts:
-    chunk = chunk or _default_chunk(method, tokens.shape[1], queries)
+    chunk = chunk or default_chunk(method, tokens.shape[1], queries)
     images = tokens.split(max(1, chunk // queries.shape[0]))
-    rows = [[method.run(field, part, block, indices, options) for block in queries.split(chunk)] for part in images]
+    runs = [method.over(field, part, indices, options) for part in images]
+    rows = [[run(block) for block in queries.split(chunk)] for run in runs]
     return _join([_join(row, axis=1, component_axis=2) for row in rows], axis=0, component_axis=0)
 
 
-def _default_chunk(method: Method, num_tokens: int, queries: Queries) -> int:
+def default_chunk(method: Method, num_tokens: int, queries: Queries) -> int:
     """Estimate what a (image, point) pair takes: weights of all heads, and hidden units of one or every token."""
     readouts = num_tokens if method.holds_every_token else 1
     return max(1, BLOCK_BYTES // ((16 * num_tokens + 8 * queries.shape[1] * readouts) * queries.element_size()))
@@ -209,4 +216,5 @@ def _join(blocks: list[Parts], *, axis: int, component_axis: int) -> Parts:
         base=join("base", axis),
         reconstruction=join("reconstruction", axis),
         standard_error=None if blocks[0].standard_error is None else join("standard_error", component_axis),
+        movement=None if blocks[0].movement is None else join("movement", axis),
     )

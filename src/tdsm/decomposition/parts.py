@@ -26,6 +26,7 @@ class Parts(NamedTuple):
     base: Float[Tensor, "batch points channels"]  # what is there without any token
     reconstruction: Float[Tensor, "batch points channels"]
     standard_error: Float[Tensor, "batch selected points channels"] | None = None
+    movement: Float[Tensor, "batch points"] | None = None  # of light tokens, at most; see `ablation`
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,18 @@ class Method:
     adds_up: bool = False  # base and components sum to the reconstruction
     suits: Callable[[TokenField], bool] = has_one_attention
     options: type[Options] = Options
+    prepare: Callable[[TokenField, Tokens, list[int], Any], Callable[[Queries], Parts]] | None = None  # see `over`
     decodes_alone: bool = False  # every token by itself, which not every decoder can place: see `missing_space`
     holds_every_token: bool = False  # hidden units of all tokens at once, where others hold one token's
     is_sampled: bool = False  # an estimate from random draws, with a standard error; far slower than the others
+
+    def over(
+        self, field: TokenField, tokens: Tokens, indices: list[int], options: Options
+    ) -> Callable[[Queries], Parts]:
+        """Return what decomposes at any block of queries; what concerns tokens alone is done here, if it can be."""
+        if self.prepare is not None:
+            return self.prepare(field, tokens, indices, options)
+        return lambda queries: self.run(field, tokens, queries, indices, options)
 
 
 def reconstruct(field: TokenField, tokens: Tokens, queries: Queries) -> Float[Tensor, "batch points channels"]:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-WIDTH, HEADS, LATENT = 12, 3, 5
+WIDTH, HEADS, LATENT = 24, 3, 5
 
 
 class Fourier(nn.Module):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from tdsm.base.errors import SpaceWarning, UsageError
-from tdsm.decomposition.decompose import decompose
+from tdsm.decomposition import decompose
 from tdsm.decomposition.solo import missing_space
 from tdsm.models.adapters.shape import shape_field
 from tests.models.adapters import shape_modules as own

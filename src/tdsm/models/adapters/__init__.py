@@ -12,8 +12,16 @@ if TYPE_CHECKING:
     from tdsm.models.adapters.multihead import MultiheadField
     from tdsm.models.adapters.perceiver_pytorch import PerceiverIOField
     from tdsm.models.adapters.published import load_published
+    from tdsm.models.adapters.shape import shape_field
 
-__all__ = ["CrossAttentionField", "HFPerceiverField", "MultiheadField", "PerceiverIOField", "load_published"]
+__all__ = [
+    "CrossAttentionField",
+    "HFPerceiverField",
+    "MultiheadField",
+    "PerceiverIOField",
+    "load_published",
+    "shape_field",
+]
 
 _HOME = {
     "CrossAttentionField": "cross_attention",
@@ -21,6 +29,7 @@ _HOME = {
     "MultiheadField": "multihead",
     "PerceiverIOField": "perceiver_pytorch",
     "load_published": "published",
+    "shape_field": "shape",
 }
 
 
