@@ -257,7 +257,7 @@ def accuracy_bars(rows: Sequence[Row], majority: float | None = None) -> Figure:
 @drawing(
     "Test accuracy of one kind of head against the number of tokens whose maps it reads, one line a way of "
     "choosing them: by gates trained with the head (learned), evenly spaced (stride), at random, the first ones. "
-    "Means over seeds; bars are 95 % intervals over test images. The dashed line, with its interval as a band, is "
+    "Means over seeds; bars are 95 % intervals over images and seeds. The dashed line, with its interval as a band, is "
     "the head on all tokens. Lines that lie on one another: it does not matter which tokens are kept."
 )
 def token_counts(rows: Sequence[Row], reference: Row) -> Figure:
