@@ -5,21 +5,23 @@ from tdsm.classification.heads import HEADS, TDSMClassifier
 from tdsm.classification.rows import ROWS
 from tdsm.features.config import MapConfig
 from tdsm.features.extract import compute_features
+from tdsm.features.kinds import FEATURES
 from tests.conftest import small_field
 
 
 @pytest.fixture(scope="module")
 def features():
     torch.manual_seed(0)
-    return compute_features(small_field(torch.float32, channels=3), torch.rand(2, 3, 8, 6), MapConfig())
+    return compute_features(small_field(torch.float32, channels=3), torch.rand(2, 3, 8, 6), FEATURES, MapConfig())
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_reads_features_that_are_extracted(name, features):
     row = ROWS[name]
-    height, width, maps = features[row.features].shape[1:]
     assert row.meaning
+    assert (row.features is None) == (name == "majority")
     if row.head is not None:
+        height, width, maps = features[row.features].shape[1:]
         options = row.head.model_dump(exclude={"kind"})
         classifier = TDSMClassifier(maps, 7, row.head.kind, (height, width), **options)
         assert classifier(features[row.features].float()).shape == (2, 7)
@@ -35,8 +37,9 @@ def test_rows_of_the_method_are_trained_and_read_maps():
 def test_every_head_and_every_promised_baseline_is_in_the_table():
     heads = {row.head.kind for row in ROWS.values() if row.head is not None}
     assert heads == set(HEADS)
-    described = {(row.features, row.head.kind if row.head else "knn", row.is_trained) for row in ROWS.values()}
+    described = {(row.features, row.reader, row.is_trained) for row in ROWS.values()}
     assert described >= {
+        (None, "majority", True),
         ("pixels", "flatten", True),
         ("pixels", "knn", True),
         ("pixels", "cnn", True),

@@ -201,7 +201,16 @@ def test_the_table_says_what_the_predictions_say(run):
         assert row["role"] == ROWS[row["name"]].role
         assert 0 <= row["validation_accuracy"] <= 1
         assert row["seconds"] > 0
-        assert (row["parameters"] > 0) == (row["head"] != "knn")
+        assert (row["parameters"] > 0) == (row["head"] not in ("knn", "majority"))
+
+
+def test_the_majority_row_says_the_most_frequent_training_class(run):
+    (predicted,) = read_predictions(run, "majority")
+    (said,) = set(predicted.tolist())
+    counts = run.data.train.labels.bincount()
+    assert counts[said] == counts.max()
+    row = next(row for row in score_rows(run) if row["name"] == "majority")
+    assert (row["head"], row["features"], row["parameters"], row["predicts"]) == ("majority", "none", 0, 1)
 
 
 def test_a_stored_head_is_the_one_that_validation_chose(run):

@@ -1,8 +1,8 @@
 """The rows of every results table: heads on spatial maps, and what they must be compared with.
 
 All rows share one protocol: the same samples, standardisation, optimizer, budget and choice on validation. A
-baseline asks what the decoding adds: the pixels themselves, the tokens and token values before they are decoded,
-the reconstruction, and the same features of a field that was never trained.
+baseline asks what the decoding adds: to the most frequent class, to the pixels themselves, to the tokens and token
+values before they are decoded, to the reconstruction, and to the same features of a field that was never trained.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,20 @@ from tdsm.classification.config import HeadConfig
 
 @dataclass(frozen=True)
 class Row:
-    """One row: which features, which head (None is k-NN), and what the row is there for."""
+    """One row: which features (None for the labels alone), which head (None is k-NN), and what it is there for."""
 
     role: Literal["tdsm", "baseline"]
-    features: str
+    features: str | None
     head: HeadConfig | None
     meaning: str
     is_trained: bool = True
+
+    @property
+    def reader(self) -> str:
+        """What makes classes of the features."""
+        if self.features is None:
+            return "majority"
+        return "knn" if self.head is None else self.head.kind
 
 
 LINEAR = HeadConfig(kind="flatten")
@@ -41,6 +48,7 @@ ROWS: Registry[Row] = Registry(
             "tdsm", "tdsm", HeadConfig(kind="attention", attention_scope="global"), "tokens weighed once an image"
         ),
         "tdsm-knn": Row("tdsm", "tdsm", None, "nearest neighbours of all map values"),
+        "majority": Row("baseline", None, None, "the most frequent training class, whatever the image"),
         "pixels-linear": Row("baseline", "pixels", LINEAR, "raw pixels, linear"),
         "pixels-knn": Row("baseline", "pixels", None, "nearest neighbours of raw pixels"),
         "pixels-cnn3": Row("baseline", "pixels", CNN, "the CNN of tdsm-cnn3, on raw pixels"),

@@ -64,7 +64,7 @@ def _step_seconds(config: RunConfig, data: Data, field: NeuralField) -> float:
 
 def _extraction(config: RunConfig, data: Data, field: NeuralField) -> tuple[float, float]:
     """Return seconds and bytes an image of all features that the chosen rows read."""
-    wanted = sorted({(row.is_trained, row.features) for row in chosen_rows(config.probe.rows).values()})
+    wanted = sorted({(row.is_trained, row.features) for row in chosen_rows(config.probe.rows).values() if row.features})
     images = data.train.floats(range(min(16, len(data.train))))
     fields = {is_trained: [name for trained, name in wanted if trained == is_trained] for is_trained in (True, False)}
 

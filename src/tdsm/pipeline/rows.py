@@ -20,15 +20,16 @@ from tdsm.classification.config import HeadConfig
 from tdsm.classification.heads import make_head
 from tdsm.classification.probe import Choice, Samples, fit_knn, fit_seeds, predict, predict_knn
 from tdsm.classification.rows import ROWS, Row
-from tdsm.classification.scores import scores
+from tdsm.classification.scores import majority, scores
 from tdsm.features.store import FeatureRows
 from tdsm.models.weights import count_parameters, load_strictly
 from tdsm.pipeline import link
 from tdsm.pipeline.run import Run, chosen_rows
 
 ROWS_FOLDER, SCORES_FOLDER = "rows", "scores"
+OF_HEADS = ("epochs", "batch_size", "learning_rates", "weight_decays", "seeds")
 CHOICE, TIMING, SCORE, PREDICTIONS = "choice.json", "timing.json", "score.json", "predictions.safetensors"
-OF_KNN, OF_HEADS = ("neighbours", "temperature"), ("epochs", "batch_size", "learning_rates", "weight_decays", "seeds")
+SETTINGS: dict[str, tuple[str, ...]] = {"majority": (), "knn": ("neighbours", "temperature")}  # that matter to a row
 
 
 def fit_rows(run: Run) -> None:
@@ -85,7 +86,7 @@ def scored_rows(run: Run) -> list[dict]:
 def extract(run: Run, rows: dict[str, Row], split: str) -> None:
     """Extract the features of several rows, those of one field in one pass."""
     for is_trained in (True, False):
-        if names := {row.features for row in rows.values() if row.is_trained == is_trained}:
+        if names := {row.features for row in rows.values() if row.is_trained == is_trained and row.features}:
             for view in range(1 + (run.config.probe.views if split == "train" else 0)):
                 run.features(split, is_trained=is_trained, view=view).extract(sorted(names))
 
@@ -93,13 +94,10 @@ def extract(run: Run, rows: dict[str, Row], split: str) -> None:
 def row_origin(run: Run, row: Row) -> dict[str, Any]:
     """Name all that decides a fitted row."""
     probe = run.config.probe.model_dump(mode="json")
-    features = {
-        split: run.features(split, is_trained=row.is_trained).made_from(row.features)
-        for split in ("train", "validation")
-    }
+    features = {split: _read(run, row, split) for split in ("train", "validation")}
     views = {"count": run.config.probe.views, "augment": probe["augment"]} if run.config.probe.views else None
     head = None if row.head is None else row.head.model_dump(mode="json")
-    settings = {key: probe[key] for key in (OF_KNN if row.head is None else OF_HEADS)}
+    settings = {key: probe[key] for key in SETTINGS.get(row.reader, OF_HEADS)}
     return {"features": features, "views": views, "head": head, "probe": settings, "seed": run.config.seed}
 
 
@@ -113,23 +111,35 @@ def is_right(run: Run, name: str) -> Bool[Tensor, "seeds samples"]:
     return read_predictions(run, name) == run.data.test.labels
 
 
+def _read(run: Run, row: Row, split: str) -> dict[str, Any]:
+    """Name all that decides what a row reads of a split."""
+    if row.features is None:
+        return {"data": getattr(run.data, split).fingerprint()}
+    return run.features(split, is_trained=row.is_trained).made_from(row.features)
+
+
 def _fault(run: Run, name: str, row: Row) -> str | None:
     return link.fault(run.path / ROWS_FOLDER / name, row_origin(run, row), holds=[CHOICE])
 
 
 def _fit_and_write(folder: Path, run: Run, name: str, row: Row) -> None:
-    train, validation = run.samples(row, "train"), run.samples(row, "validation")
+    samples = () if row.features is None else (run.samples(row, "train"), run.samples(row, "validation"))
     began = time.monotonic()
-    choices = _fit(run, row, train, validation)
+    choices = _fit(run, row, *samples)
     seconds = time.monotonic() - began
     _write_choices(folder, choices)
     io.write_json(folder / TIMING, {"seconds": seconds})
     run.say(f"{name}: validation {100 * fmean(choice.accuracy for choice in choices):.1f} %, {seconds:.1f} s")
 
 
-def _fit(run: Run, row: Row, train: Samples, validation: Samples) -> list[Choice]:
-    """Fit a row once a seed; k-NN has none and is fitted once."""
+def _fit(run: Run, row: Row, *samples: Samples) -> list[Choice]:
+    """Fit a row to training and validation samples once a seed; what has no seed is fitted once."""
     classes, probe = len(run.data.train.classes), run.config.probe
+    if row.features is None:
+        labels = run.data.validation.labels
+        said = majority(run.data.train.labels, len(labels))
+        return [Choice((said == labels).double().mean().item(), {"class": int(said[0])}, None)]
+    train, validation = samples
     if row.head is None:
         return [fit_knn(train, validation, classes, probe)]
     return fit_seeds(row.head, train, validation, classes, probe, run.config.seed, run.device)
@@ -156,8 +166,7 @@ def _write_choices(folder: Path, choices: list[Choice]) -> None:
 def _score_link(run: Run, name: str, row: Row) -> tuple[Path, dict[str, Any]]:
     """Return where a row's scores are and what they are made from."""
     fitted = io.read_manifest(run.path / ROWS_FOLDER / name)
-    test = run.features("test", is_trained=row.is_trained).made_from(row.features)
-    made_from = {"row": name, "fitted": link.identity(fitted, without=[TIMING]), "test": test}
+    made_from = {"row": name, "fitted": link.identity(fitted, without=[TIMING]), "test": _read(run, row, "test")}
     return run.path / SCORES_FOLDER / name, made_from
 
 
@@ -174,8 +183,8 @@ def _score(run: Run, name: str, row: Row) -> dict:
         choice = io.read_object(fitted / CHOICE)
         predicted = _predict(run, row, fitted, choice)
         io.write_tensors(folder / PREDICTIONS, {"ids": run.data.test.ids, "predicted": predicted})
-        entry: dict[str, Any] = {"name": name, "role": row.role, "features": row.features, "meaning": row.meaning}
-        entry |= {"head": row.head.kind if row.head else "knn", "parameters": choice["parameters"]}
+        entry: dict[str, Any] = {"name": name, "role": row.role, "features": row.features or "none"}
+        entry |= {"head": row.reader, "meaning": row.meaning, "parameters": choice["parameters"]}
         entry |= scores(predicted, run.data.test.labels, len(run.data.test.classes))
         entry |= {"validation_accuracy": fmean(fit["validation_accuracy"] for fit in choice["fits"])}
         entry |= {"settings": choice["fits"][0]["settings"], "test_reads": reads + 1}
@@ -199,6 +208,8 @@ def _reads(path: Path) -> int:
 
 
 def _predict(run: Run, row: Row, fitted: Path, choice: dict) -> Int[Tensor, "seeds samples"]:
+    if row.features is None:
+        return majority(run.data.train.labels, len(run.data.test))[None]
     test, classes = run.samples(row, "test"), len(run.data.train.classes)
     if row.head is None:
         settings = choice["fits"][0]["settings"]

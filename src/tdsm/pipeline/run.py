@@ -56,6 +56,7 @@ class Run:
 
     def samples(self, row: Row, split: str) -> Samples:
         """Return a row's features of a split; only training features may hold augmented views."""
+        assert row.features is not None, "a row of the labels alone has no samples"
         views = range(1 + (self.config.probe.views if split == "train" else 0))
         parts = [self.features(split, is_trained=row.is_trained, view=view).rows(row.features) for view in views]
         rows = parts[0] if len(parts) == 1 else FeatureRows([shard for part in parts for shard in part.shards])

@@ -105,7 +105,14 @@ def remarks(rows: Sequence[Row]) -> list[str]:
     said += [f"95 % intervals: {', '.join(methods)}."] if (methods := _methods(rows)) else []
     if _is_unequal(rows):
         said += ["Balanced: mean over classes of the share that is right. Macro F1: mean over classes of F1."]
-    return said + [f"{row['name']}: {row['note']}" for row in rows if "note" in row]
+    said += [f"{row['name']}: {row['note']}" for row in rows if "note" in row and row.get("head") != "majority"]
+    return said + _reads(rows)
+
+
+def _reads(rows: Sequence[Row]) -> list[str]:
+    """Say of which rows the test split was read more than once, since they were fitted anew after it was."""
+    often = [f"{row['name']} {row['test_reads']} times" for row in rows if row.get("test_reads", 1) > 1]
+    return [f"The test split was read more than once for: {', '.join(often)}."] if often else []
 
 
 def table_markdown(rows: Sequence[Row]) -> str:

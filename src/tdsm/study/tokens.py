@@ -143,7 +143,7 @@ METHODS: dict[str, Callable[[Question, int, int], list[int]]] = {
 def _origin(question: Question, method: str, count: int, seed: int) -> dict[str, Any]:
     run = question.run
     return {
-        "features": {split: run.features(split).made_from(ROW.features) for split in SPLITS},
+        "features": {split: run.features(split).made_from("tdsm") for split in SPLITS},
         "views": run.config.probe.views,
         "choice": {"method": method, "count": count},
         "head": question.config.head.model_dump(mode="json"),
