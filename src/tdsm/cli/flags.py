@@ -16,6 +16,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from tdsm.base.errors import UsageError
 from tdsm.base.settings import Choice, Settings
 
 FLAGS = ConstructorRegistry()
@@ -76,7 +77,7 @@ def _checked(model: type[Settings]) -> Callable[..., Settings]:
             return model(**given)
         except ValidationError as error:
             wrong = (f"{'.'.join(map(str, e['loc']))} is {e['input']!r}: {e['msg']}" for e in error.errors())
-            raise ValueError("; ".join(wrong)) from None
+            raise UsageError("; ".join(wrong)) from None
 
     make.__name__, make.__doc__ = model.__name__, model.__doc__
     return make

@@ -10,7 +10,7 @@ from tdsm.classification.probe import Samples
 from tdsm.classification.rows import ROWS, Row
 from tdsm.data import Data, ImageSet
 from tdsm.data.augment import augment
-from tdsm.decomposition import missing_space
+from tdsm.decomposition import DECOMPOSITIONS, missing_space
 from tdsm.features.extract import FeatureSet, fingerprint_field
 from tdsm.features.store import FeatureRows
 from tdsm.models.field import NeuralField
@@ -65,7 +65,8 @@ class Run:
     def notes(self) -> list[str]:
         """List, in plain sentences, what a reader of the run's numbers must know."""
         method = self.config.maps.method
-        space = missing_space(self.field) if method == "solo" else f"The maps of the tdsm rows show {method!r}."
+        is_plain = DECOMPOSITIONS[method].decodes_alone
+        space = missing_space(self.field) if is_plain else f"The maps of the tdsm rows show {method!r}."
         return [*self.data.notes, *(words for words in (space, _seed_words(self.config.probe.seeds)) if words)]
 
     def _feature_set(self, split: str, is_trained: bool, view: int) -> FeatureSet:

@@ -12,7 +12,7 @@ from tdsm.base.progress import track
 from tdsm.base.randomness import generator
 from tdsm.base.text import Table, count_of
 from tdsm.data.sampling import stratified_sample
-from tdsm.decomposition import Decomposition, decompose, methods_for
+from tdsm.decomposition import DECOMPOSITIONS, Decomposition, decompose, methods_for
 from tdsm.decomposition.measures import (
     class_selectivity,
     deletion_curve,
@@ -78,8 +78,8 @@ def write_analysis(run: Run, analysis: dict[str, Any]) -> tuple[Path, str]:
 
 
 def compared(field: TokenField) -> tuple[str, ...]:
-    """Name the decompositions measured: all that suit the field but `shapley`, the slow reference for the others."""
-    return tuple(name for name in methods_for(field) if name != "shapley")
+    """Name the decompositions measured: all that suit the field but sampled ones, slow references for the others."""
+    return tuple(name for name in methods_for(field) if not DECOMPOSITIONS[name].is_sampled)
 
 
 def analysis_table(analysis: dict[str, Any]) -> Table:
