@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tdsm.base.errors import UsageError
+from tdsm.base.errors import ResourceError, UsageError
 from tdsm.bench import measure, run
 from tdsm.bench.cases import BACKWARD, CASES, FLOOR, FORWARD, STEP, work_of
 from tdsm.bench.config import BenchConfig
@@ -29,7 +29,7 @@ FIELD |= {"self_heads": 2, "self_head_dim": 4, "processor_depth": 1}
 FLAGS = [f"--field.{name.replace('_', '-')}={value}" for name, value in FIELD.items() if name != "widths"]
 FLAGS += ["--field.widths", "8", "12", "--side", "6", "--repeats", "2", "--device", "cpu"]
 CPU = torch.device("cpu")
-needs_compiler = pytest.mark.skipif(cpu.load() is None, reason="no C++ compiler on this machine")
+needs_kernel = pytest.mark.skipif(not cpu.serves(1), reason=cpu.describe())
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +115,7 @@ def test_the_units_are_those_the_kernel_sums(monkeypatch):
     assert sum(counted) == asked.units
 
 
-@needs_compiler
+@needs_kernel
 def test_the_floor_does_as_many(monkeypatch):
     asked, counted = problem(), []
     monkeypatch.setattr(measure.cpu, "bare", counted.append)
@@ -177,6 +177,39 @@ def test_a_row_that_fails_says_why_and_the_others_go_on(log):
     assert rows[0].skipped == "OutOfMemoryError: CUDA out of memory."
     assert rows[1].skipped is None
     assert len(rows[1].timed) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "is_told"),
+    [
+        (ResourceError("decoding a single token does not fit in memory"), True),
+        (torch._dynamo.exc.TorchDynamoException("nothing here compiles"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+    ids=str,
+)
+def test_only_what_a_machine_lacks_is_told_in_a_row(error, is_told, log):
+    (row,) = fake_rows({"loop": 1.0}, log)
+
+    def broken(tokens):
+        raise error
+
+    row.work = broken
+    if is_told:
+        run.measure([row], config(), CPU)
+        assert row.skipped.startswith(type(error).__name__)
+    else:
+        with pytest.raises(RuntimeError, match="mat1"):
+            run.measure([row], config(), CPU)
+
+
+def test_a_system_without_a_load_average_is_measured_too(monkeypatch):
+    monkeypatch.delattr(measure.os, "getloadavg")
+    report = run_bench(config(cases=("exact",), gradients=False, growth=False))
+    assert report["load_average"] == {"before": None, "after": None}
+    assert "load average unknown before, unknown after" in format_report(report)
+    assert f"Kernel: {cpu.describe()}." in format_report(report)
 
 
 def test_what_keeps_more_than_there_is_is_not_started(monkeypatch):
@@ -313,7 +346,7 @@ def test_a_field_that_does_not_separate_is_refused():
 # ---------------------------------------------------------------- the command
 
 
-@needs_compiler
+@needs_kernel
 def test_everything_is_measured_and_printed_as_json(capsys):
     assert tdsm("bench", *FLAGS, "--json", "-", "--batch", 1, 2) == 0
     report = json.loads(capsys.readouterr().out)

@@ -83,13 +83,13 @@ def test_the_separated_gradient_is_that_of_autograd(field, tokens, points):
     queries = field.queries(grid(SIZE).double())
     start, step = torch.randn(16, dtype=torch.float64), torch.randn(2, 20, 16, dtype=torch.float64)
     expected = by_autograd(field, queries, start, step, points)
-    actual = by_separation(field.gated_readout(), queries, start, step, points)
+    actual = by_separation(field.separable_readout(), queries, start, step, points)
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_blocks_of_hidden_units_do_not_change_the_gradient(field, monkeypatch):
     queries = field.queries(grid(SIZE).double())
-    arguments = field.gated_readout(), queries, torch.randn(16).double(), torch.randn(2, 20, 16).double(), 3
+    arguments = field.separable_readout(), queries, torch.randn(16).double(), torch.randn(2, 20, 16).double(), 3
     whole = by_separation(*arguments)
     monkeypatch.setattr("tdsm.decomposition.path_gradient._block_units", lambda device: 2 * 7 * 64)
     torch.testing.assert_close(by_separation(*arguments), whole, rtol=1e-12, atol=1e-12)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tdsm.decomposition import REDUCTIONS
 from tdsm.decomposition.definition import batched, loop
-from tdsm.decomposition.exact import collapsed, exact
+from tdsm.decomposition.exact import exact
 from tdsm.decomposition.reduce import reduce_components
 from tdsm.decomposition.solo import map_queries
 from tdsm.models.config import FieldConfig
@@ -13,7 +13,7 @@ from tdsm.models.field import NeuralField
 from tdsm.tokenfield import TokenField
 from tests.conftest import SMALL, small_field
 
-FASTER = {"batched": batched, "collapsed": collapsed, "exact": exact}
+FASTER = {"batched": batched, "exact": exact}
 
 configs = st.fixed_dictionaries(
     {
@@ -105,10 +105,9 @@ def test_float32_is_as_close_as_float32_is(name):
 def test_chunks_never_change_results(chunk):
     field = small_field()
     tokens, queries = torch.randn(3, 5, 14).double(), field.queries(torch.rand(6, 2))
-    for strategy in (collapsed, exact):
-        torch.testing.assert_close(
-            strategy(field, tokens, queries, chunk), strategy(field, tokens, queries), rtol=1e-13, atol=1e-13
-        )
+    torch.testing.assert_close(
+        exact(field, tokens, queries, chunk), exact(field, tokens, queries), rtol=1e-13, atol=1e-13
+    )
 
 
 @pytest.mark.filterwarnings("ignore::tdsm.base.errors.SpaceWarning")
@@ -123,7 +122,7 @@ def test_reduced_directly_or_afterwards_is_the_same(reduction, feedforward):
 
 
 class Sine(TokenField):
-    """A field of another form: its readout is no `GatedReadout`."""
+    """A field of another form: its readout is no `Readout`."""
 
     has_query_residual, has_nonlinear_readout = True, True
 

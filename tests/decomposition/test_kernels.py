@@ -1,7 +1,8 @@
-"""Every backend of the gated sum against the eager one in float64; errors of erf; memory; threads; no compiler."""
+"""Every backend of the gated sum against the eager one in float64; errors of GELU; builds; memory; threads; graphs."""
 
 import ctypes
 import math
+import shutil
 import subprocess
 import sys
 
@@ -11,97 +12,130 @@ from scipy.special import ndtr
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tdsm.base.errors import ResourceError
-from tdsm.decomposition.kernels import cpu, eager
+from tdsm.decomposition.kernels import build, cpu, eager, library
 from tdsm.decomposition.kernels.gated_sum import BACKENDS, fastest, gated_sum
 
-needs_compiler = pytest.mark.skipif(cpu.load() is None, reason="no C++ compiler on this machine")
+needs_kernel = pytest.mark.skipif(not cpu.serves(1), reason=cpu.describe())
 NAMES = ("a", "b", "r", "bias", "weight")
+FORMS = ("gated", "folded", "ungated")  # with u and w; with w in u; without u
 
 
-def random_inputs(tokens, points, hidden, channels, dtype=torch.float32):
-    a, b = torch.randn(points, 2 * hidden), torch.randn(tokens, 2 * hidden)
-    r, bias = torch.rand(tokens, points) + 0.3, torch.randn(2 * hidden)
-    return [x.to(dtype) for x in (a, b, r, bias, torch.randn(channels, hidden) / hidden**0.5)]
+def random_inputs(tokens, points, hidden, channels, dtype=torch.float32, form="gated"):
+    rows = hidden if form == "ungated" else 2 * hidden
+    a, b = torch.randn(points, rows), torch.randn(tokens, rows)
+    r, bias = torch.rand(tokens, points) + 0.3, torch.randn(rows)
+    weight = None if form == "folded" else torch.randn(channels, hidden) / hidden**0.5
+    if weight is None:  # in the rows of u, so that sums stay of the same size
+        for x in (a, b, bias):
+            x[..., :hidden] /= hidden**0.5
+    return [x if x is None else x.to(dtype) for x in (a, b, r, bias, weight)]
+
+
+def doubled(inputs):
+    return [x if x is None else x.double() for x in inputs]
 
 
 def approximations(g):
-    """Return the compiled cdf and slope at g."""
+    """Return the compiled GELU and its derivative at g."""
     whole = torch.nn.functional.pad(g, (0, -len(g) % cpu.LANES))
     outs = torch.empty_like(whole), torch.empty_like(whole)
     pointers = [ctypes.c_void_p(x.data_ptr()) for x in (whole, *outs)]
-    cpu.load().approximations(*pointers, ctypes.c_int64(len(whole)))
+    library.load().handle.approximations(*pointers, ctypes.c_int64(len(whole)))
     return [x[: len(g)] for x in outs]
 
 
-@needs_compiler
+def largest_error_beside_eager(inputs, grad):
+    """Compare values and gradients with float64; the bound grows with the number of terms of each sum."""
+    hidden, (tokens, points) = eager._halves(inputs[3], inputs[4])[1].shape[-1], inputs[2].shape
+    exact = [eager.forward(*doubled(inputs)), *eager.backward(*doubled(inputs), grad.double())]
+    compiled = [cpu.forward(*inputs), *cpu.backward(*inputs, grad)]
+    summed = (hidden, tokens, points, hidden, tokens * points, tokens * points)
+    for name, got, want, terms in zip(("out", *NAMES), compiled, exact, summed, strict=False):
+        assert got.dtype == torch.float32
+        assert (got - want).abs().max() < 3e-6 * (want.abs().max() + 1) + 1e-7 * terms, name
+    assert len(compiled) == len(exact)
+
+
+@needs_kernel
 def test_approximations_stay_within_their_stated_errors():
     g = torch.linspace(-12, 12, 4_000_000)
-    cdf, slope = approximations(g)
+    gelu, slope = approximations(g)
     exact = g.double()
-    true_cdf = torch.from_numpy(ndtr(exact.numpy()))
-    true_slope = true_cdf + exact * torch.exp(-(exact**2) / 2) / math.sqrt(2 * math.pi)
-    assert (cdf - true_cdf).abs().max() < 3e-7  # 6e-7 of erf
-    assert (slope - true_slope).abs().max() < 5e-7
+    cdf = torch.from_numpy(ndtr(exact.numpy()))
+    assert (gelu - exact * cdf).abs().max() < 6e-7
+    assert (slope - cdf - exact * torch.exp(-(exact**2) / 2) / math.sqrt(2 * math.pi)).abs().max() < 1.4e-6
 
 
-@needs_compiler
-def test_tails_are_exactly_zero_and_one():
-    tail = torch.tensor([5.8, 8, 1e3, 1e30, 3.4e38, math.inf])
-    for function in approximations(tail):
-        assert (function == 1).all()
-    for function in approximations(-tail):
-        assert (function == 0).all()
+@needs_kernel
+def test_tails_are_exact():
+    tail = torch.tensor([6.2, 8, 1e3, 1e30, 1.7e38])  # twice GELU must not overflow
+    assert torch.equal(approximations(tail)[0], tail)
+    assert torch.equal(approximations(-tail)[0], torch.zeros(5))
+    for sign, slope in ((1, 1), (-1, 0)):
+        assert (approximations(sign * tail)[1] - slope).abs().max() < 1e-7
 
 
-@needs_compiler
-def test_what_is_not_finite_is_passed_on():
-    a, b, r, bias, weight = random_inputs(2, 3, 20, 3)
-    a[1, 30] = math.nan
-    b[1, 37] = math.inf
+@needs_kernel
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_not_finite_is_passed_on(form):
+    a, b, r, bias, weight = random_inputs(2, 3, 20, 3, form=form)
+    a[1, 15] = math.nan
+    b[1, 17] = math.inf
     assert torch.equal(cpu.forward(a, b, r, bias, weight).isfinite(), eager.forward(a, b, r, bias, weight).isfinite())
 
 
-@needs_compiler
-@pytest.mark.parametrize("hidden", [1, 16, 255, 257, 768])
-@pytest.mark.parametrize(("tokens", "points", "channels"), [(1, 1, 1), (33, 31, 3), (5, 70, 4), (40, 3, 6)])
-def test_compiled_is_as_exact_as_eager(tokens, points, hidden, channels):
-    inputs = random_inputs(tokens, points, hidden, channels)
-    grad = torch.randn(tokens, points, channels)
-    wide = [x.double() for x in inputs]
-    exact = [eager.forward(*wide), *eager.backward(*wide, grad.double())]
-    compiled = [cpu.forward(*inputs), *cpu.backward(*inputs, grad)]
-    summed = (hidden, tokens, points, hidden, tokens * points, tokens * points)
-    for name, got, want, terms in zip(("out", *NAMES), compiled, exact, summed, strict=True):
-        assert got.dtype == torch.float32
-        assert (got - want).abs().max() < 3e-6 * (want.abs().max() + 1) + 1e-7 * terms, name
+@needs_kernel
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("hidden", [1, 16, 255, 768])
+@pytest.mark.parametrize(("tokens", "points", "channels"), [(1, 1, 1), (33, 31, 3), (5, 70, 2), (40, 3, 16)])
+def test_compiled_is_as_exact_as_eager(tokens, points, hidden, channels, form):
+    inputs = random_inputs(tokens, points, hidden, channels, form=form)
+    grad = torch.randn(tokens, points, 1 if form == "folded" else channels)
+    largest_error_beside_eager(inputs, grad)
 
 
-@needs_compiler
-def test_approximations_add_no_error_to_that_of_float32():
-    inputs = random_inputs(50, 60, 768, 3)
-    exact = eager.forward(*(x.double() for x in inputs))
+@needs_kernel
+@pytest.mark.parametrize("form", FORMS)
+def test_approximations_add_no_error_to_that_of_float32(form):
+    inputs = random_inputs(50, 60, 768, 3, form=form)
+    exact = eager.forward(*doubled(inputs))
     assert (cpu.forward(*inputs) - exact).abs().max() < 1.5 * (eager.forward(*inputs) - exact).abs().max()
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)], ids=str)
+@pytest.mark.parametrize("backend", ["eager", pytest.param("cpu", marks=needs_kernel)])
+def test_nothing_in_gives_nothing_out(backend, shape):
+    inputs = [x.requires_grad_() for x in random_inputs(*shape, 4, 3)]
+    out = gated_sum(*inputs, backend=backend)
+    assert out.shape == (*shape, 3)
+    assert all((grad == 0).all() for grad in torch.autograd.grad(out.sum(), inputs))
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("block", [1, 600, 2**20])
-def test_eager_gradients_are_autograds(block, monkeypatch):
+def test_eager_gradients_are_autograds(block, form, monkeypatch):
     monkeypatch.setitem(eager.BLOCK_BYTES, "cpu", block)
-    inputs = [x.requires_grad_() for x in random_inputs(4, 5, 7, 3, torch.float64)]
+    inputs = random_inputs(4, 5, 7, 3, torch.float64, form=form)
+    needed = [x.requires_grad_() for x in inputs if x is not None]
     a, b, r, bias, weight = inputs
-    u, g = ((a + b[:, None]) * r[..., None] + bias).chunk(2, -1)
-    plain = (u * torch.nn.functional.gelu(g)) @ weight.T
+    hidden = (a + b[:, None]) * r[..., None] + bias
+    u, g = (1, hidden) if form == "ungated" else hidden.chunk(2, -1)
+    gated = u * torch.nn.functional.gelu(g)
+    plain = gated.sum(-1, keepdim=True) if weight is None else gated @ weight.T
     result = gated_sum(*inputs, backend="eager")
     torch.testing.assert_close(result, plain, rtol=1e-12, atol=1e-12)
     grad = torch.randn_like(plain)
     for got, want in zip(
-        torch.autograd.grad(result, inputs, grad), torch.autograd.grad(plain, inputs, grad), strict=True
+        torch.autograd.grad(result, needed, grad), torch.autograd.grad(plain, needed, grad), strict=True
     ):
         torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
 
 
-@needs_compiler
-def test_threads_change_no_bit():
-    inputs, grad = random_inputs(40, 50, 300, 3), torch.randn(40, 50, 3)
+@needs_kernel
+@pytest.mark.parametrize("form", FORMS)
+def test_threads_change_no_bit(form):
+    inputs = random_inputs(40, 50, 300, 3, form=form)
+    grad = torch.randn(40, 50, 1 if form == "folded" else 3)
     before = torch.get_num_threads()
     results = []
     for threads in (1, 3):
@@ -109,6 +143,93 @@ def test_threads_change_no_bit():
         results.append([cpu.forward(*inputs), *cpu.backward(*inputs, grad)])
     torch.set_num_threads(before)
     assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+
+
+# ---------------------------------------------------------------- builds
+
+MACHINES = {"baseline": (None, [])}
+MACHINES |= {name: (needs, flags) for name, (needs, flags) in build.PREBUILT["x86_64"].items()}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+def test_every_build_is_as_exact(compiler, machine, monkeypatch, tmp_path):
+    needs, flags = MACHINES[machine]
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    if not library.IS_X86 or (needs is not None and needs not in library.instructions()):
+        pytest.skip(f"this processor has no {needs or 'x86'}")
+    path = tmp_path / "kernel.so"
+    subprocess.run(build.command([compiler], flags, str(library.SOURCE), str(path)), check=True)
+    built = library._opened(path, machine)
+    assert built.origin.endswith({"baseline": " 4 lanes", "x86_64-v3": " 8 lanes", "x86_64-v4": " 16 lanes"}[machine])
+    monkeypatch.setattr(library, "load", lambda: built)
+    for form in FORMS:
+        inputs = random_inputs(20, 37, 100, 3, form=form)
+        largest_error_beside_eager(inputs, torch.randn(20, 37, 1 if form == "folded" else 3))
+    test_approximations_stay_within_their_stated_errors()
+    test_tails_are_exact()
+
+
+ARM = "aarch64-linux-gnu-"
+
+
+@pytest.mark.slow
+def test_the_arm_build_has_fused_vector_instructions_and_no_spill_in_its_loop(tmp_path):
+    if shutil.which(f"{ARM}g++") is None:
+        pytest.skip(f"{ARM}g++ is not installed")
+    path, (_, flags) = tmp_path / "kernel.so", build.PREBUILT["aarch64"]["aarch64"]
+    subprocess.run(build.command([f"{ARM}g++"], flags, str(library.SOURCE), str(path)), check=True)
+    listing = subprocess.run([f"{ARM}objdump", "-d", path], check=True, capture_output=True, text=True).stdout
+    for instruction in ("fmla", "fmul", "fminnm|fcmgt|fmin"):
+        assert any(f"\t{name}\tv" in listing for name in instruction.split("|")), instruction
+    assert "fdiv\tv" not in listing
+
+
+# ---------------------------------------------------------------- graphs
+
+
+def test_torch_compile_takes_it_into_its_graph():
+    """In a process of its own: checks of shapes at run time, as all tests have, cannot be compiled."""
+    program = """
+import torch
+from tdsm.decomposition.kernels import gated_sum
+from tdsm.decomposition.separated import evaluate, prepare
+from tests.decomposition.test_kernels import FORMS, random_inputs
+from tests.decomposition.test_separated import FORMS as READOUTS, converted, random_readout
+
+def same(function, inputs):
+    needed = [x.requires_grad_() for x in inputs if x is not None]
+    values = [way(*inputs) for way in (function, torch.compile(function, fullgraph=True, backend="aot_eager"))]
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*(torch.autograd.grad(value, needed) for value in values))
+
+for form in FORMS:
+    same(lambda *inputs: gated_sum(*inputs).square().sum(), random_inputs(4, 5, 16, 3, form=form))
+for form in READOUTS:
+    readout = converted(random_readout(8, 16, 3, form=form), torch.float32)
+    solo = lambda queries, values: evaluate(prepare(readout, queries), values, chunk=2).square().sum()
+    same(solo, [torch.randn(6, 8), torch.randn(1, 4, 8)])
+print("compiled whole")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.stdout == "compiled whole\n", done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_operator_keeps_torchs_contract(form):
+    inputs = [x if x is None else x.requires_grad_() for x in random_inputs(4, 5, 16, 3, form=form)]
+    torch.library.opcheck(torch.ops.tdsm.gated_sum.default, (*inputs, None))
+
+
+def test_it_says_that_it_has_no_second_derivative():
+    inputs = [x.requires_grad_() for x in random_inputs(4, 5, 16, 3)]
+    (grad,) = torch.autograd.grad(gated_sum(*inputs).square().sum(), inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        grad.sum().backward()
+
+
+# ---------------------------------------------------------------- memory
 
 
 class Largest(TorchDispatchMode):
@@ -124,7 +245,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("cpu", marks=needs_compiler)])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("cpu", marks=needs_kernel)])
 def test_nothing_of_size_points_times_tokens_times_hidden_is_made(backend):
     tokens, points, hidden, channels = 64, 256, 128, 3
     inputs = [x.requires_grad_() for x in random_inputs(tokens, points, hidden, channels)]
@@ -136,7 +257,7 @@ def test_nothing_of_size_points_times_tokens_times_hidden_is_made(backend):
     assert sum(x.nbytes for x in saved) <= sum(x.nbytes for x in inputs) + 4 * tokens * points * channels
 
 
-@needs_compiler
+@needs_kernel
 def test_memory_of_a_process_stays_flat_in_tokens():
     """512 points, hidden 768: stored, the hidden units of 64 tokens would be 200 MB; the peak grows by under 32."""
     program = (
@@ -157,40 +278,9 @@ def test_the_fastest_backend_serves_the_dtype():
     assert fastest(torch.zeros(1)) in BACKENDS
 
 
-@pytest.fixture
-def forgotten():
-    """Forget the compiler and the loaded library before and after."""
-
-    def forget():
-        for remembered in (cpu.load, cpu._command, cpu._say):
-            remembered.cache_clear()
-
-    forget()
-    yield
-    forget()
-
-
-@pytest.mark.parametrize("compiler", ["/nowhere/c++", "false"])
-def test_without_a_compiler_it_says_so_once_and_runs_eagerly(compiler, monkeypatch, forgotten):
-    monkeypatch.setenv("CXX", compiler)
-    assert not cpu.is_built()
-    problems = [random_inputs(2, 3, 4, channels) for channels in (3, 3, 1)]
-    with pytest.warns(UserWarning, match="without its compiled kernel") as said:
-        results = [gated_sum(*inputs) for inputs in problems]
-    assert len(said) == 1
-    assert all(torch.equal(out, eager.forward(*inputs)) for out, inputs in zip(results, problems, strict=True))
-    with pytest.raises(ResourceError, match="Use 'eager'"):
-        gated_sum(*problems[0], backend="cpu")
-
-
-@needs_compiler
-def test_the_library_is_compiled_once_per_machine(monkeypatch, tmp_path, forgotten):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert not cpu.is_built()
-    assert cpu.load() is not None
-    assert cpu.is_built()
-    (library,) = (tmp_path / "tdsm").iterdir()
-    written = library.stat().st_mtime_ns
-    cpu.load.cache_clear()
-    assert cpu.load() is not None
-    assert library.stat().st_mtime_ns == written
+def test_without_its_kernel_backend_cpu_says_what_to_use(monkeypatch):
+    monkeypatch.setattr(library, "load", lambda: library.Library(None, "eager: no C++ compiler found"))
+    inputs = random_inputs(2, 3, 4, 3)
+    assert torch.equal(gated_sum(*inputs), eager.forward(*inputs))
+    with pytest.raises(ResourceError, match=r"no C\+\+ compiler found.*Use 'eager'"):
+        gated_sum(*inputs, backend="cpu")

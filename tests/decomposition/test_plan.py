@@ -10,14 +10,12 @@ import tdsm
 from tdsm.base.errors import UsageError
 from tdsm.decomposition import STRATEGIES, component_images, plan_decoding, pooled_map, separated, spatial_map
 from tdsm.decomposition.definition import CHUNK_BYTES, default_chunk
-from tdsm.decomposition.kernels import cpu
-from tdsm.decomposition.plan import COMPILE_SECONDS, EAGER_UNITS_PER_SECOND
+from tdsm.decomposition.kernels import cpu, library
 from tdsm.decomposition.strategies import Strategy
 from tdsm.tokenfield.coords import grid
 from tests.conftest import small_field
 
-needs_compiler = pytest.mark.skipif(cpu.load() is None, reason="no C++ compiler on this machine")
-HIDDEN = 32  # of the small field: twice its width of 16
+needs_kernel = pytest.mark.skipif(not cpu.serves(1), reason=cpu.describe())
 
 
 def plan(dtype=torch.float32, pairs=10, points=6, **options):
@@ -25,40 +23,28 @@ def plan(dtype=torch.float32, pairs=10, points=6, **options):
     return plan_decoding(field, pairs, field.queries(torch.rand(points, 2)).to(dtype), **options)
 
 
-@pytest.fixture
-def built(monkeypatch):
-    """Say whether the kernel is compiled already."""
-    return lambda answer: monkeypatch.setattr(cpu, "is_built", lambda channels: answer)
-
-
 # ---------------------------------------------------------------- the backend
 
 
-@needs_compiler
+@needs_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_sums_in_float32_take_the_compiled_kernel(dtype, built):
-    built(True)
+def test_sums_in_float32_take_the_compiled_kernel_however_few_they_are(dtype):
     assert plan(dtype).backend == "cpu"
+    assert plan(dtype, pairs=1, points=1).backend == "cpu"
+
+
+@needs_kernel
+def test_many_channels_are_a_matter_of_matrix_products():
+    assert plan(channels=cpu.MOST_CHANNELS).backend == "cpu"
+    assert plan(channels=cpu.MOST_CHANNELS + 1).backend == "eager"
 
 
 def test_float64_is_eager():
     assert plan(torch.float64).backend == "eager"
 
 
-@needs_compiler
-def test_compiling_must_pay(built):
-    repaid = EAGER_UNITS_PER_SECOND * COMPILE_SECONDS / (6 * HIDDEN)  # pairs whose eager work lasts as long
-    built(False)
-    few, many = plan(pairs=int(0.9 * repaid)), plan(pairs=int(1.1 * repaid))
-    assert (few.backend, many.backend) == ("eager", "cpu")
-    assert "do not repay compiling" in few.reason
-    built(True)
-    assert plan(pairs=1).backend == "cpu"
-
-
-def test_without_a_compiler_it_is_eager(built, monkeypatch):
-    built(False)
-    monkeypatch.setattr(cpu, "load", lambda channels: None)
+def test_without_its_kernel_it_is_eager(monkeypatch):
+    monkeypatch.setattr(library, "load", lambda: library.Library(None, "eager: no C++ compiler found"))
     assert plan(pairs=10**9).backend == "eager"
 
 
@@ -102,13 +88,14 @@ def test_a_chunk_holds_64_mib_of_maps():
 def test_a_chunk_is_never_empty_nor_more_than_there_is():
     assert plan(pairs=7).chunk == 7
     assert plan(pairs=0).chunk == 1
-    assert plan(pairs=9, points=separated.MAP_FLOATS // 3 + 1).chunk == 1
+    field = small_field(torch.float32)
+    wide = torch.empty(separated.MAP_FLOATS // 3 + 1, 16, device="meta")
+    assert plan_decoding(field, 9, wide).chunk == 1
 
 
 def test_the_loop_as_a_batch_keeps_its_hidden_units_under_the_budget():
-    queries = torch.zeros(1024, 192)
-    assert 0 < default_chunk(queries) * 1024 * 768 * 2 * 4 <= CHUNK_BYTES
-    assert default_chunk(torch.zeros(2**24, 192)) == 1
+    assert 0 < default_chunk(torch.empty(1024, 192, device="meta")) * 1024 * 768 * 2 * 4 <= CHUNK_BYTES
+    assert default_chunk(torch.empty(2**24, 192, device="meta")) == 1
 
 
 # ---------------------------------------------------------------- what a caller decides

@@ -154,8 +154,8 @@ def test_attention_parts_add_up_to_what_is_attended(field, tokens):
 
 @pytest.mark.parametrize(("residual", "feedforward"), [(True, False), (False, True), (False, False)])
 def test_only_a_whole_decoder_offers_its_readout(field, residual, feedforward):
-    assert field.gated_readout() is not None
-    assert small_field(has_query_residual=residual, has_decoder_feedforward=feedforward).gated_readout() is None
+    assert field.separable_readout() is not None
+    assert small_field(has_query_residual=residual, has_decoder_feedforward=feedforward).separable_readout() is None
 
 
 # ---------------------------------------------------------------- latents

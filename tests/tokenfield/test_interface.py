@@ -48,7 +48,7 @@ def test_every_answer_must_be_given(call):
 
 
 def test_a_readout_separates_only_if_its_model_says_so():
-    assert TokenField().gated_readout() is None
+    assert TokenField().separable_readout() is None
 
 
 def test_points_are_a_grid_or_coordinates():

@@ -85,7 +85,7 @@ def compiled_loop(problem: Problem) -> Run:
 def inductor(problem: Problem) -> Run:
     """The separated readout with its gated sum in plain operations, left to torch.compile to fuse."""
     field, queries = problem.field, problem.field.queries(grid(problem.size, device=problem.tokens.device))
-    readout = field.gated_readout()
+    readout = field.separable_readout()
     assert readout is not None
 
     @partial(torch.compile, dynamic=False)
@@ -95,7 +95,8 @@ def inductor(problem: Problem) -> Run:
         return torch.stack([(gated * channel).sum(-1) for channel in weight], dim=-1)
 
     def run(tokens: Tensor) -> Tensor:
-        ready = prepare(readout, queries)
+        ready = prepare(readout, queries, fold=False)
+        assert ready.channel_weight is not None
         values = field.attend_one(tokens).flatten(0, 1)
         centered = values - values.mean(-1, keepdim=True)
         inverse = InverseDeviation.apply(ready.query_centered, centered, ready.eps)
@@ -168,7 +169,7 @@ def work_of(case: Case, problem: Problem, mode: str) -> Run:
 
 
 def bare(problem: Problem) -> Run:
-    """As many bare gated multiply-adds as decoding has, and nothing else: its floor."""
+    """As many bare gated units summed as decoding has, and nothing else: its floor."""
     floor = gated_floor(problem.units, problem.tokens.device)
 
     def run(tokens: Tensor) -> Tensor:

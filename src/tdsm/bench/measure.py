@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -83,7 +84,7 @@ def bandwidth(device: torch.device) -> float:
 
 
 def gated_floor(count: int, device: torch.device) -> Callable[[], Any]:
-    """Return work that does `count` bare gated multiply-adds; needs the compiled kernel of the device."""
+    """Return work that sums `count` bare gated units; needs the compiled kernel of the device."""
     if device.type == "cuda":
         from tdsm.decomposition.kernels import gpu
 
@@ -91,8 +92,13 @@ def gated_floor(count: int, device: torch.device) -> Callable[[], Any]:
     return lambda: cpu.bare(count)
 
 
+def load_average() -> float | None:
+    """Return the processes that wanted to run in the last minute, on average; None where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def _trim() -> None:
-    """Give freed memory back to the system, so that using it again is seen."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    """Give freed memory back to the system, so that using it again is seen; Linux with glibc alone can be told to."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -1,7 +1,6 @@
 """All cases of all problems in one run, in rounds, so that whatever the machine does meets each of them alike."""
 
 import difflib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -14,11 +13,13 @@ import torch
 
 from tdsm.base.device import resolve_device
 from tdsm.base.environment import describe_environment
-from tdsm.base.errors import UsageError
+from tdsm.base.errors import ResourceError, UsageError
 from tdsm.base.progress import Progress
 from tdsm.bench.cases import BACKWARD, CASES, FLOOR, FORWARD, STEP, Case, Problem, Run, work_of
 from tdsm.bench.config import BenchConfig
-from tdsm.bench.measure import bandwidth, free_bytes, peak_memory, seconds_of
+from tdsm.bench.measure import bandwidth, free_bytes, load_average, peak_memory, seconds_of
+from tdsm.decomposition.chunks import is_out_of_memory
+from tdsm.decomposition.kernels.cpu import describe
 from tdsm.decomposition.kernels.gated_sum import serves
 from tdsm.models.field import NeuralField
 
@@ -68,7 +69,7 @@ def run_bench(config: BenchConfig) -> dict:
         )
     torch.manual_seed(config.seed)
     rows = list(all_rows(config, names, device))
-    load = os.getloadavg()[0]
+    load = load_average()
     speed = bandwidth(device)
     measure(rows, config, device)
     environment = describe_environment() | {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])}
@@ -76,7 +77,8 @@ def run_bench(config: BenchConfig) -> dict:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": str(device),
         **environment,
-        "load_average": {"before": load, "after": os.getloadavg()[0]},
+        "kernel": describe() if device.type == "cpu" else "triton",
+        "load_average": {"before": load, "after": load_average()},
         "bytes_written_per_second": speed,
         "config": config.model_dump(mode="json"),
         "rows": [entry(row, rows, speed) for row in rows],
@@ -150,10 +152,12 @@ def measure(rows: list[Row], config: BenchConfig, device: torch.device) -> None:
 def attempt(
     sweep: Callable[[Row, BenchConfig, torch.device], None], row: Row, config: BenchConfig, device: torch.device
 ) -> None:
-    """Run a sweep on a row; where it cannot be run, the row says why."""
+    """Run a sweep on a row; where memory is out or nothing is there that compiles, the row says so."""
     try:
         sweep(row, config, device)
-    except RuntimeError as error:  # out of memory, or nothing there that compiles
+    except (RuntimeError, MemoryError) as error:
+        if not (is_out_of_memory(error) or isinstance(error, ResourceError | torch._dynamo.exc.TorchDynamoException)):
+            raise
         row.work, row.skipped = None, f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 

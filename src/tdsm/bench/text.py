@@ -13,8 +13,8 @@ def format_report(report: dict) -> str:
         "",
         f"{report['date']}, {report['processor']}, {report['threads']} threads, "
         f"{', '.join(report['gpus']) or 'no GPU'}, torch {report['versions']['torch']}, Python {report['python']}; "
-        f"load average {load['before']:.1f} before, {load['after']:.1f} after; "
-        f"{report['bytes_written_per_second'] / 1e9:.1f} GB/s written.",
+        f"load average {_load(load['before'])} before, {_load(load['after'])} after; "
+        f"{report['bytes_written_per_second'] / 1e9:.1f} GB/s written. Kernel: {report['kernel']}.",
     ]
     tables = [list(rows) for _, rows in groupby(report["rows"], key=lambda row: [row[name] for name in PROBLEM])]
     for rows in tables:
@@ -63,6 +63,10 @@ def _growth(rows: list[dict]) -> list[str]:
 
 def _head(titles: str) -> list[str]:
     return [f"| {titles} |", "|" + "---|" * (titles.count("|") + 1)]
+
+
+def _load(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1f}"
 
 
 def _mega(count: int | None) -> str:

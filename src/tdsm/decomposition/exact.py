@@ -24,11 +24,6 @@ def exact(
     return decode_values(field, field.attend_one(tokens), queries, chunk=chunk, backend=backend)
 
 
-def collapsed(field: TokenField, tokens: Tokens, queries: Queries, chunk: int | None = None) -> Components:
-    """Read out q + c_k for every (query, token): any readout, no attention."""
-    return _read_out(field, field.attend_one(tokens), queries, "none", chunk, None)
-
-
 def decode_values(
     field: TokenField,
     values: Float[Tensor, "batch tokens width"],
@@ -44,11 +39,11 @@ def decode_values(
     Returns:
         (batch, tokens, points, channels), or (batch, tokens, points) for "mean" and "l2"; `pool` replaces points.
     """
-    readout = field.gated_readout()
+    readout = field.separable_readout()
     if readout is None:
         return _read_out(field, values, queries, reduction, chunk, pool)
     separated = prepare(readout, queries, reduction)
-    channels, pairs = len(separated.output_weight), values.shape[:2].numel()
+    channels, pairs = 1 if reduction == "mean" else len(readout.channel_weight), values.shape[:2].numel()
     plan = plan_decoding(field, pairs, queries, channels=channels, chunk=chunk, backend=backend)
     return evaluate(separated, values, chunk=plan.chunk, pool=pool, backend=plan.backend)
 

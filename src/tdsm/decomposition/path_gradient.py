@@ -2,8 +2,8 @@
 
     G(q) = ∫₀¹ ∇ readout(q, start + t · step) dt        (one row a channel; Gauss–Legendre, m points)
 
-`by_autograd` works for every readout. `by_separation` gives the same values for a readout of the form
-`GatedReadout`, whose first layer is linear in t up to the norm's scale: hidden units along the whole path, ends
+`by_autograd` works for every readout. `by_separation` gives the same values for a readout of the form `Readout`
+without a final norm. Its first layer is linear in t up to the norm's scale: hidden units along the whole path, ends
 included, come from one matrix product, and another one turns their average into the gradients of all channels.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from tdsm.decomposition.definition import Queries
 from tdsm.decomposition.parts import widen
 from tdsm.decomposition.separated import Separated, prepare
-from tdsm.tokenfield import GatedReadout, TokenField
+from tdsm.tokenfield import Readout, TokenField
 
 Step = Float[Tensor, "batch points width"]
 Gradient = Float[Tensor, "batch points channels width"]
@@ -42,8 +42,8 @@ def read_path(field: TokenField, queries: Queries, start: Float[Tensor, " width"
     Args:
         points: Quadrature points m. Up to 15 are exact for gradients that are polynomials of degree 2m − 1 in t.
     """
-    readout = field.gated_readout()
-    if readout is None:
+    readout = field.separable_readout()
+    if readout is None or readout.final_norm is not None:
         return by_autograd(field, queries, start, step, points)
     return by_separation(readout, queries, start, step, points)
 
@@ -97,19 +97,19 @@ def _gradient(field: TokenField, queries: Queries, attended: Step, differentiabl
     return widen(torch.stack(rows, dim=-2))
 
 
-def by_separation(readout: GatedReadout, queries: Queries, start: Tensor, step: Step, points: int) -> Path:
-    """Average the gradients of a gated readout in closed form.
+def by_separation(readout: Readout, queries: Queries, start: Tensor, step: Step, points: int) -> Path:
+    """Average the gradients of a readout without a final norm in closed form.
 
     With x(t) = q + start + t·step, tildes for centred vectors, and A, b', W_1 γ as in `separated`:
 
         [u, g] = (A + t S) · r + b',   S = step~ (W_1 γ)ᵀ,   r = (‖x̃‖² / D + ε)^(−1/2)
-        e      = ∂(u ⊙ GELU(g)) / ∂[u, g] = [GELU(g), u ⊙ GELU'(g)]
+        e      = ∂(u ⊙ GELU(g)) / ∂[u, g] = [GELU(g), u ⊙ GELU'(g)],   ungated GELU'(g)
         ∇_c    = W_c + P [ r · (W_1 γ)ᵀ (v_c ⊙ e) − r³ / D · ⟨v_c ⊙ e, A + t S⟩ · x̃ ],   v = W_c W_2
 
     with P the centring. Only r · e is averaged over t, so the matrix products do not grow with `points`. The ends
     are ⟨v_c, u ⊙ GELU(g)⟩ + W_c (x + b_2) + b_c at t = 0 and 1.
     """
-    at = prepare(readout, queries + start.to(queries.dtype))
+    at = prepare(readout, queries + start.to(queries.dtype), fold=False)
     units = step.shape[:2].numel() * at.hidden_weight.shape[0]
     count = min(len(queries), max(1, round(units / _block_units(step.device))))
     with torch.autocast(step.device.type, enabled=False):
@@ -125,11 +125,22 @@ def _block_units(device: torch.device) -> int:
     return BLOCK_UNITS["cpu"] * torch.get_num_threads() if device.type == "cpu" else BLOCK_UNITS["other"]
 
 
-def _fold(at: Separated) -> Float[Tensor, "double_hidden channels_width"]:
+def _fold(at: Separated) -> Float[Tensor, "rows channels_width"]:
     """Return v_c ⊙ W_1 γ P of all channels side by side."""
-    doubled = at.output_weight.repeat(1, 2)
+    rows, weight = len(at.hidden_weight), _output_weight(at)
+    repeated = weight.repeat(1, rows // weight.shape[1])
     centered = at.hidden_weight - at.hidden_weight.mean(-1, keepdim=True)
-    return rearrange(doubled[:, :, None] * centered, "c m d -> m (c d)")
+    return rearrange(repeated[:, :, None] * centered, "c m d -> m (c d)")
+
+
+def _output_weight(at: Separated) -> Float[Tensor, "channels hidden"]:
+    assert at.output_weight is not None, "prepared without folding"
+    return at.output_weight
+
+
+def _channel_weight(at: Separated) -> Float[Tensor, "channels width"]:
+    assert at.channel_weight is not None, "prepared without a final norm"
+    return at.channel_weight
 
 
 def _read_block(
@@ -138,33 +149,41 @@ def _read_block(
     """Read out at some of the points: x̃(0), A and W_c (x(0) + b_2) + b_c are `centered`, `hidden` and `linear`."""
     moved = step - step.mean(-1, keepdim=True)
     slope = F.linear(moved, at.hidden_weight)
-    mean_value = mean_gate = pull_start = pull_step = step.new_zeros(())
+    halves = len(at.hidden_weight) // _output_weight(at).shape[1]  # u and g, or g alone
+    pull_start = pull_step = step.new_zeros(())
+    means = [step.new_zeros(())] * halves
     for t, weight in gauss_legendre(points):
         x, raw = torch.add(centered, moved, alpha=t), torch.add(hidden, slope, alpha=t)
-        r, value, gate = _hidden_units(at, x, raw)
-        by_value, by_gate = F.gelu(gate), torch.ops.aten.gelu_backward(value, gate)  # e
-        mean_value = torch.addcmul(mean_value, by_value, weight * r)
-        mean_gate = torch.addcmul(mean_gate, by_gate, weight * r)
-        raw_value, raw_gate = raw.chunk(2, dim=-1)
-        along = torch.addcmul(by_value * raw_value, by_gate, raw_gate) @ at.output_weight.T
-        pull = weight / x.shape[-1] * r**3 * along
+        r, *units = _hidden_units(at, x, raw)
+        by_unit = _derivatives(*units)
+        means = [torch.addcmul(mean, e, weight * r) for mean, e in zip(means, by_unit, strict=True)]
+        along = sum((e * part for e, part in zip(by_unit, raw.chunk(halves, dim=-1), strict=True)), step.new_zeros(()))
+        pull = weight / x.shape[-1] * r**3 * (along @ _output_weight(at).T)
         pull_start, pull_step = pull_start + pull, pull_step + t * pull  # of x̃ = x̃(0) + t · step~
-    to_value, to_gate = folded.chunk(2)
-    gradient = (mean_value @ to_value + mean_gate @ to_gate).unflatten(-1, at.channel_weight.shape)
+    products = [mean @ part for mean, part in zip(means, folded.chunk(halves), strict=True)]
+    gradient = sum(products[1:], products[0]).unflatten(-1, _channel_weight(at).shape)
     gradient = gradient - pull_start[..., None] * centered[:, None] - pull_step[..., None] * moved[..., None, :]
     start = _read(at, centered, hidden) + linear
-    end = _read(at, centered + moved, hidden + slope) + linear + F.linear(step, at.channel_weight)
-    return Path(at.channel_weight + gradient, start.expand_as(end), end)
+    end = _read(at, centered + moved, hidden + slope) + linear + F.linear(step, _channel_weight(at))
+    return Path(_channel_weight(at) + gradient, start.expand_as(end), end)
 
 
 def _read(at: Separated, x: Tensor, raw: Tensor) -> Tensor:
-    """Return ⟨v_c, u ⊙ GELU(g)⟩."""
-    _, value, gate = _hidden_units(at, x, raw)
-    return (value * F.gelu(gate)) @ at.output_weight.T
+    """Return ⟨v_c, h⟩ with h = u ⊙ GELU(g) or GELU(g)."""
+    _, *value, gate = _hidden_units(at, x, raw)
+    return (value[0] * F.gelu(gate) if value else F.gelu(gate)) @ _output_weight(at).T
 
 
-def _hidden_units(at: Separated, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return r, u and g at x̃ and A + t S."""
+def _hidden_units(at: Separated, x: Tensor, raw: Tensor) -> tuple[Tensor, ...]:
+    """Return r, u where there is one, and g at x̃ and A + t S."""
     r = (x.square().mean(-1, keepdim=True) + at.eps).rsqrt()
-    value, gate = torch.addcmul(at.hidden_bias, raw, r).chunk(2, dim=-1)
-    return r, value, gate
+    units = torch.addcmul(at.hidden_bias, raw, r)
+    return r, *units.split(_output_weight(at).shape[1], dim=-1)
+
+
+def _derivatives(*units: Tensor) -> list[Tensor]:
+    """Return e, the derivatives of a hidden unit by u, where there is one, and by g."""
+    *value, gate = units
+    if not value:
+        return [torch.ops.aten.gelu_backward(torch.ones_like(gate), gate)]
+    return [F.gelu(gate), torch.ops.aten.gelu_backward(value[0], gate)]

@@ -8,15 +8,11 @@ from torch import Tensor
 
 from tdsm.base.errors import UsageError
 from tdsm.decomposition.definition import Queries, default_chunk
-from tdsm.decomposition.kernels import cpu
 from tdsm.decomposition.kernels.gated_sum import BACKENDS, fastest, serves
 from tdsm.decomposition.separated import MAP_FLOATS
 from tdsm.tokenfield import TokenField
 
 log = logging.getLogger("tdsm")
-
-COMPILE_SECONDS = 0.5  # of the CPU kernel, once per machine
-EAGER_UNITS_PER_SECOND = 5e7  # gated hidden units per second, eager, on a slow core
 
 
 @dataclass(frozen=True)
@@ -38,11 +34,11 @@ def plan_decoding(
     chunk: int | None = None,
     backend: str | None = None,
 ) -> Plan:
-    """Choose strategy, backend and chunk from shapes, device, dtype and whether compiling pays.
+    """Choose strategy, backend and chunk from shapes, device and dtype.
 
     Exact decoding is never slower than the loop, so it is always the strategy. The compiled kernel serves float32
-    on CPU and GPU, and half precision, whose sums are float32; elsewhere, and for work that is done sooner than a
-    first compilation, it is the eager form.
+    on CPU and GPU, and half precision, whose sums are float32; elsewhere it is the eager form. Whether a CPU has its
+    kernel is decided once a process (`kernels.cpu.describe`), so the same call takes the same way each time.
 
     >>> from tdsm import FieldConfig, NeuralField
     >>> field = NeuralField(FieldConfig(widths=(16,), num_latents=8, mapping_dim=6))
@@ -53,34 +49,28 @@ def plan_decoding(
         field: The field that decodes.
         pairs: (image, token) pairs to decode.
         queries: Query features, (points, width).
-        channels: Channels the readout computes: 1 for the reduction to the mean, else all.
+        channels: Channels the readout computes: 1 for the reduction to the mean, else all. What a final norm
+            stands before is the width, whatever the channels.
         chunk, backend: The caller's choice, kept.
 
     Raises:
         UsageError: If the backend is unknown or does not serve this device and dtype.
     """
-    readout = field.gated_readout()
+    readout = field.separable_readout()
     if readout is None:
         chosen = chunk or default_chunk(queries)
         return _logged(Plan("exact", None, chosen, "this readout does not separate: read out q + c_k, no attention"))
-    points, hidden = queries.shape[0], readout.hidden_weight.shape[0] // 2
+    outputs = channels if readout.final_norm is None else len(readout.output_weight)
     dtype = torch.promote_types(queries.dtype, readout.hidden_weight.dtype)
     summed = queries.new_empty(0, dtype=torch.promote_types(dtype, torch.float32))
     if backend is None:
-        backend, reason = _backend(summed, channels, units=pairs * points * hidden)
+        backend = fastest(summed, outputs)
+        reason = f"the fastest there is for {outputs} sums in {summed.dtype} on {summed.device.type}"
     else:
         reason = "the caller's choice"
-        _check_backend(backend, summed, channels)
-    chosen = chunk or max(1, min(pairs, _map_floats(queries) // (points * channels)))
+        _check_backend(backend, summed, outputs)
+    chosen = chunk or max(1, min(pairs, _map_floats(queries) // (len(queries) * outputs)))
     return _logged(Plan("exact", backend, chosen, reason))
-
-
-def _backend(summed: Tensor, channels: int, units: int) -> tuple[str, str]:
-    if (summed.dtype, summed.device.type) == (torch.float32, "cpu") and not cpu.is_built(channels):
-        seconds = units / EAGER_UNITS_PER_SECOND
-        if seconds < COMPILE_SECONDS:
-            return "eager", f"about {seconds:.2g} s of eager work do not repay compiling the kernel"
-    return fastest(summed, channels), f"the fastest there is for sums in {summed.dtype} on {summed.device.type}"
 
 
 def _check_backend(backend: str, summed: Tensor, channels: int) -> None:

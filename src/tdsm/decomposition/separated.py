@@ -1,10 +1,13 @@
 """Solo decoding with the first feed-forward layer separated into a part per query and a part per token.
 
-For a readout of the form `GatedReadout`, with q̃ = q − mean(q) and c̃ = c − mean(c) (means over features):
+For a readout of the form `Readout`, with q̃ = q − mean(q) and c̃ = c − mean(c) (means over features):
 
     r(n, k)  = (‖q̃_n + c̃_k‖² / D + ε)^(−1/2)
     [u, g]   = (A_n + B_k) · r(n, k) + b',   A = q̃ (W_1 γ)ᵀ,  B = c̃ (W_1 γ)ᵀ,  b' = b_1 + W_1 β
     I_k(q_n) = (W_c W_2) [u ⊙ GELU(g)] + W_c (q_n + c_k + b_2) + b_c
+
+Ungated, u is 1. With a final norm W_c cannot go through: y = W_2 [u ⊙ GELU(g)] + q_n + c_k + b_2 comes out of the same
+sum, as many channels as it is wide, and then I_k(q_n) = W_c LN'(y) + b_c.
 
 `prepare` does everything without an image in it, `evaluate` the rest. All that is left per (query, token) are
 r and `gated_sum`, elementwise work that stores nothing of size points · tokens · hidden, forward or backward.
@@ -15,68 +18,132 @@ by r, at most ε^(−1/2) = 316 times.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from tdsm.decomposition.chunks import in_chunks
+from tdsm.decomposition.kept import Kept
 from tdsm.decomposition.kernels import gated_sum
-from tdsm.tokenfield import GatedReadout
+from tdsm.tokenfield import Norm, Readout
 
 Reduction = Literal["none", "mean", "l2"]
 MAP_FLOATS = 2**24  # of one chunk's maps: 64 MiB in float32
+KEPT_BYTES = 2**27  # of what `prepare` returned; 32 × 32 points at reference scale take 12 MB
+
+
+class Ending(NamedTuple):
+    """What a final norm leaves to be done with y: W_c LN'(y) + b_c, γ' and β' taken into W_c and b_c."""
+
+    weight: Float[Tensor, "channels width"]
+    bias: Float[Tensor, " channels"]
+    eps: float
+
+    def __call__(self, y: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch channels"]:
+        """Return the values."""
+        return F.linear(F.layer_norm(y, y.shape[-1:], eps=self.eps), self.weight, self.bias)
 
 
 @dataclass(frozen=True)
 class Separated:
-    """What solo decoding needs of a readout and its queries; no image in it. Float32 or wider."""
+    """What solo decoding needs of a readout and its queries; no image in it. Float32 or wider.
+
+    "outputs" are channels, or the width where a final norm comes before them; then W_c is read as 1 and b_c as 0.
+    """
 
     query_centered: Float[Tensor, "points width"]  # q̃
-    query_hidden: Float[Tensor, "points double_hidden"]  # A
-    query_linear: Float[Tensor, "points channels"]  # W_c (q + b_2) + b_c
-    hidden_weight: Float[Tensor, "double_hidden width"]  # W_1 γ
-    hidden_bias: Float[Tensor, " double_hidden"]  # b'
-    output_weight: Float[Tensor, "channels hidden"]  # W_c W_2
-    channel_weight: Float[Tensor, "channels width"]  # W_c
+    query_hidden: Float[Tensor, "points rows"]  # A
+    query_linear: Float[Tensor, "points outputs"]  # W_c (q + b_2) + b_c
+    hidden_weight: Float[Tensor, "rows width"]  # W_1 γ
+    hidden_bias: Float[Tensor, " rows"]  # b'
+    output_weight: Float[Tensor, "outputs hidden"] | None  # W_c W_2; None where it is in the rows of u
+    channel_weight: Float[Tensor, "channels width"] | None  # W_c; None for 1
     eps: float
     reduction: Reduction
     dtype: torch.dtype  # what the readout itself computes in
+    ending: Ending | None
+
+    @property
+    def outputs(self) -> int:
+        """Count what is summed a (query, token)."""
+        return self.query_linear.shape[1]
 
 
-def prepare(readout: GatedReadout, queries: Float[Tensor, "points width"], reduction: Reduction = "none") -> Separated:
-    """Compute what solo decoding needs once per grid and weights; keep it as long as neither changes.
+def prepare(
+    readout: Readout, queries: Float[Tensor, "points width"], reduction: Reduction = "none", *, fold: bool = True
+) -> Separated:
+    """Compute what solo decoding needs once per grid and weights; kept while neither changes in value.
 
     Args:
         readout: The weights. Gradients flow to them.
         queries: Query features. Gradients flow to them.
         reduction: What becomes of the channels: all of them ("none"), their mean, which costs one channel
             instead of all, or their Euclidean norm ("l2").
+        fold: Take W_c W_2 into the rows of u where that is possible: gated, one channel.
     """
+    norms = [readout.norm] if readout.final_norm is None else [readout.norm, readout.final_norm]
+    weights = [x for x in vars(readout).values() if isinstance(x, Tensor)]
+    inputs = [queries, *weights, *(x for norm in norms for x in (norm.weight, norm.bias))]
+    key = (reduction, fold, *(norm.eps for norm in norms))
+    return _prepared(key, inputs, lambda: _prepare(readout, queries, reduction, fold))
+
+
+_prepared: Kept[Separated] = Kept(KEPT_BYTES)
+
+
+def _prepare(readout: Readout, queries: Float[Tensor, "points width"], reduction: Reduction, fold: bool) -> Separated:
     dtype = torch.promote_types(queries.dtype, readout.hidden_weight.dtype)
     with _full_precision(queries):
-        wide = _widened(dtype)
-        weight = {name: value.to(wide) for name, value in vars(readout).items() if isinstance(value, Tensor)}
-        channel_weight, channel_bias = weight["channel_weight"], weight["channel_bias"]
+        readout = _widened(readout, torch.promote_types(dtype, torch.float32))
+        query = queries.to(readout.hidden_weight.dtype)
+        output_weight, linear = readout.output_weight, query + readout.output_bias
+        weight, bias = readout.channel_weight, readout.channel_bias
         if reduction == "mean":
-            channel_weight, channel_bias = channel_weight.mean(0, keepdim=True), channel_bias.mean(0, keepdim=True)
-        query = queries.to(wide)
+            weight, bias = weight.mean(0, keepdim=True), bias.mean(0, keepdim=True)
+        ending = None
+        if readout.final_norm is None:
+            output_weight, linear = weight @ output_weight, F.linear(linear, weight, bias)
+        else:
+            ending = Ending(*_through(readout.final_norm, weight, bias), readout.final_norm.eps)
+        hidden_weight, hidden_bias = _through(readout.norm, readout.hidden_weight, readout.hidden_bias)
+        is_folded = fold and readout.is_gated and len(output_weight) == 1
+        if is_folded:
+            rows = torch.cat([output_weight[0], torch.ones_like(output_weight[0])])
+            hidden_weight, hidden_bias = rows[:, None] * hidden_weight, rows * hidden_bias
         centered = query - query.mean(-1, keepdim=True)
-        hidden_weight = weight["hidden_weight"] * weight["norm_weight"]
         return Separated(
             query_centered=centered,
             query_hidden=F.linear(centered, hidden_weight),
-            query_linear=F.linear(query + weight["output_bias"], channel_weight, channel_bias),
+            query_linear=linear,
             hidden_weight=hidden_weight,
-            hidden_bias=weight["hidden_bias"] + weight["hidden_weight"] @ weight["norm_bias"],
-            output_weight=channel_weight @ weight["output_weight"],
-            channel_weight=channel_weight,
-            eps=readout.norm_eps,
+            hidden_bias=hidden_bias,
+            output_weight=None if is_folded else output_weight,
+            channel_weight=weight if ending is None else None,
+            eps=readout.norm.eps,
             reduction=reduction,
             dtype=dtype,
+            ending=ending,
         )
+
+
+def _widened(readout: Readout, dtype: torch.dtype) -> Readout:
+    """Return a readout in the dtype that sums are accumulated in."""
+
+    def widen(x: Any) -> Any:
+        if isinstance(x, Norm):
+            return Norm(x.weight.to(dtype), x.bias.to(dtype), x.eps)
+        return x.to(dtype) if isinstance(x, Tensor) else x
+
+    return Readout(**{name: widen(x) for name, x in vars(readout).items()})
+
+
+def _through(norm: Norm, weight: Float[Tensor, "rows width"], bias: Float[Tensor, " rows"]) -> tuple[Tensor, Tensor]:
+    """Take a norm's γ and β into the linear layer after it."""
+    return weight * norm.weight, bias + weight @ norm.bias
 
 
 def evaluate(
@@ -103,14 +170,22 @@ def evaluate(
         the wider of the dtypes of values and readout; sums are accumulated in float32 or wider.
     """
     dtype = torch.promote_types(values.dtype, separated.dtype)
-    points, channels = separated.query_hidden.shape[0], separated.output_weight.shape[0]
+
+    def work(rows: Float[Tensor, "rows width"]) -> Tensor:
+        return _decode_rows(separated, rows, pool, backend).to(dtype)
+
     with _full_precision(values):
         maps = in_chunks(
-            lambda rows: _decode_rows(separated, rows, pool, backend).to(dtype),
+            work if separated.ending is None else lambda rows: _recomputed(work, rows),
             values.flatten(0, 1),
-            chunk or max(1, MAP_FLOATS // (points * channels)),
+            chunk or max(1, MAP_FLOATS // (len(separated.query_hidden) * separated.outputs)),
         )
     return maps.unflatten(0, values.shape[:2])
+
+
+def _recomputed(work: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """Do some work; for the backward pass do it again instead of keeping what a final norm needs, the width of it."""
+    return checkpoint(work, rows, use_reentrant=False) if torch.is_grad_enabled() else work(rows)
 
 
 def _decode_rows(
@@ -129,7 +204,10 @@ def _decode_rows(
         separated.output_weight,
         backend=backend,
     )
-    maps = gated.add_(separated.query_linear).add_(F.linear(values, separated.channel_weight)[:, None])
+    linear = values if separated.channel_weight is None else F.linear(values, separated.channel_weight)
+    maps = gated.add_(separated.query_linear).add_(linear[:, None])
+    if separated.ending is not None:
+        maps = separated.ending(maps)
     if separated.reduction == "l2":
         maps = torch.linalg.vector_norm(maps, dim=-1)
     elif separated.reduction == "mean":
@@ -159,11 +237,6 @@ class InverseDeviation(torch.autograd.Function):
         query, value, inverse = ctx.saved_tensors
         slope = grad * inverse**3 / -query.shape[-1]
         return slope.sum(0)[:, None] * query + slope.T @ value, slope.sum(1)[:, None] * value + slope @ query, None
-
-
-def _widened(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype sums are accumulated in."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _full_precision(like: Tensor) -> torch.autocast:

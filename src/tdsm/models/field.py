@@ -19,7 +19,7 @@ from tdsm.decomposition import map_queries, mix
 from tdsm.models.checks import check_context, check_images, check_keep, check_masks, check_points, check_tokens
 from tdsm.models.config import FieldConfig
 from tdsm.models.weights import SavedField
-from tdsm.tokenfield import GatedReadout, TokenField
+from tdsm.tokenfield import Norm, Readout, TokenField
 from tdsm.tokenfield.attention import Attention, FeedForward, TokenHeads
 from tdsm.tokenfield.coords import FourierFeatures, grid, sinusoids
 
@@ -182,15 +182,13 @@ class NeuralField(TokenField, SavedField):
             x = x + self.decoder_feedforward(x)
         return self.to_channels(x)
 
-    def gated_readout(self) -> GatedReadout | None:
+    def separable_readout(self) -> Readout | None:
         """Return the readout's weights; None when it has no query residual or no feed-forward."""
         if not (self.has_query_residual and self.has_nonlinear_readout):
             return None
         ff = self.decoder_feedforward
-        return GatedReadout(
-            norm_weight=ff.norm.weight,
-            norm_bias=ff.norm.bias,
-            norm_eps=ff.norm.eps,
+        return Readout(
+            norm=Norm(ff.norm.weight, ff.norm.bias, ff.norm.eps),
             hidden_weight=ff.hidden.weight,
             hidden_bias=ff.hidden.bias,
             output_weight=ff.output.weight,
@@ -199,9 +197,9 @@ class NeuralField(TokenField, SavedField):
             channel_bias=self.to_channels.bias,
         )
 
-    def masked_readout(self) -> GatedReadout | None:
+    def masked_readout(self) -> Readout | None:
         """Return the readout with the mask logit as its last channel; None for a field without masks."""
-        readout = self.gated_readout()
+        readout = self.separable_readout()
         if readout is None or not self.config.has_masks:
             return None
         return replace(

@@ -8,6 +8,7 @@ cross-attention to them. Seven answers are asked of a model; decoding is then wr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,22 +19,43 @@ from tdsm.tokenfield.attention import AttentionParts, TokenHeads
 from tdsm.tokenfield.coords import grid
 
 
+class Norm(NamedTuple):
+    """A layer norm over features: LN(x) = (x − mean x) / √(var x + ε) ⊙ γ + β."""
+
+    weight: Float[Tensor, " width"]  # γ
+    bias: Float[Tensor, " width"]  # β
+    eps: float
+
+    @classmethod
+    def of(cls, layer: nn.LayerNorm, like: Tensor) -> "Norm":
+        """Read a layer's, of the device and dtype of `like`; what it was built without is 1 or 0."""
+        shape = layer.normalized_shape
+        weight = like.new_ones(shape) if layer.weight is None else layer.weight
+        return cls(weight, like.new_zeros(shape) if layer.bias is None else layer.bias, layer.eps)
+
+
 @dataclass(frozen=True)
-class GatedReadout:
+class Readout:
     """The weights of a readout whose first feed-forward layer separates over (query, token).
 
-    x = q + a;   y = x + W_2 · [u ⊙ GELU(g)] + b_2,  [u, g] = W_1 LN(x) + b_1;   value = W_c y + b_c
+    x = q + a;   y = x + W_2 h + b_2;   value = W_c y + b_c,   or W_c LN'(y) + b_c with a final norm
+    h = u ⊙ GELU(g),  [u, g] = W_1 LN(x) + b_1         gated: twice as many rows in W_1 as columns in W_2
+    h = GELU(g),           g = W_1 LN(x) + b_1         ungated: as many
     """
 
-    norm_weight: Float[Tensor, " width"]  # γ of LN
-    norm_bias: Float[Tensor, " width"]  # β of LN
-    norm_eps: float
-    hidden_weight: Float[Tensor, "double_hidden width"]  # W_1, rows of u first, then rows of g
-    hidden_bias: Float[Tensor, " double_hidden"]  # b_1
+    norm: Norm  # LN
+    hidden_weight: Float[Tensor, "rows width"]  # W_1, rows of u first, then rows of g
+    hidden_bias: Float[Tensor, " rows"]  # b_1
     output_weight: Float[Tensor, "width hidden"]  # W_2
     output_bias: Float[Tensor, " width"]  # b_2
     channel_weight: Float[Tensor, "channels width"]  # W_c
     channel_bias: Float[Tensor, " channels"]  # b_c
+    final_norm: Norm | None = None  # LN'
+
+    @property
+    def is_gated(self) -> bool:
+        """Tell whether hidden units are u ⊙ GELU(g)."""
+        return self.hidden_weight.shape[0] == 2 * self.output_weight.shape[1]
 
 
 class TokenField(nn.Module):
@@ -87,11 +109,11 @@ class TokenField(nn.Module):
         """Turn queries and what they received into values; leading axes broadcast."""
         raise NotImplementedError
 
-    def gated_readout(self) -> GatedReadout | None:
-        """Return the readout's weights if it has the form of `GatedReadout`, else None."""
+    def separable_readout(self) -> Readout | None:
+        """Return the readout's weights if it has the form of `Readout`, else None."""
         return None
 
-    def masked_readout(self) -> GatedReadout | None:
+    def masked_readout(self) -> Readout | None:
         """Return the readout with a mask logit as its last channel if tokens are mixed by masks, else None."""
         return None
 

@@ -5,6 +5,9 @@ import torch
 
 from tdsm.base.errors import ResourceError, UsageError
 from tdsm.decomposition import decompose
+from tdsm.decomposition.definition import loop
+from tdsm.decomposition.exact import exact
+from tdsm.decomposition.path_gradient import by_autograd, by_separation
 from tdsm.decomposition.solo import missing_space
 from tdsm.models.adapters.hf_perceiver import MODULE, HFPerceiverField
 from tdsm.tokenfield.coords import grid
@@ -118,6 +121,37 @@ def test_a_projection_after_the_decoder_is_kept():
     field = HFPerceiverField(model)
     expected = model(images).logits.unflatten(1, SIZE)
     torch.testing.assert_close(field.decode(field.encode(images), SIZE), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"final_project": False}, {"projected": True}, {"rescaled": True}], ids=str)
+def test_the_ungated_readout_separates(options, residual):
+    """Exact decoding and additive gradients from the declared weights equal those of the readout as it is."""
+    options, projected, rescaled = dict(options), options.get("projected"), options.get("rescaled")
+    model = image_model(residual, "fourier", **{k: v for k, v in options.items() if k == "final_project"}).double()
+    if projected:
+        model.output_postprocessor = package.PerceiverProjectionPostprocessor(3, 2).double()
+    field = HFPerceiverField(model)
+    if rescaled:
+        field.rescale_factor = 100.0
+    assert (field.separable_readout() is not None) == residual
+    tokens, queries = torch.randn(2, 4, 12).double(), field.queries(grid(SIZE).double())
+    weights = [field.layer.mlp.dense1.weight, field.layer.mlp.dense2.bias, field.layer.layernorm.weight]
+    found = []
+    for decode in (loop, exact):
+        images = decode(field, tokens, queries)
+        found.append([images, *torch.autograd.grad(images.square().sum(), weights)])
+    for seen, want in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(seen, want, rtol=1e-12, atol=1e-12 * float(want.detach().abs().max()))
+    start, step = torch.randn(2, 14).double()[0], torch.randn(2, 30, 14).double()
+    if residual:
+        path = by_separation(field.separable_readout(), queries, start, step, 3)
+        torch.testing.assert_close(path, by_autograd(field, queries, start, step, 3), rtol=1e-10, atol=1e-11)
+
+
+def test_another_activation_does_not_separate():
+    model = image_model()
+    model.decoder.decoding_cross_attention.mlp.intermediate_act_fn = torch.nn.ReLU()
+    assert HFPerceiverField(model).separable_readout() is None
 
 
 @torch.no_grad()

@@ -1,141 +1,70 @@
-"""The gated sum on CPU in float32: `gated_sum.cpp`, compiled once per machine for its vector instructions.
-
-About half a second with g++, for each number of channels; the library is kept under `$XDG_CACHE_HOME/tdsm`
-(`~/.cache/tdsm`), named after its source, the compiler and the processor's features. Without a working compiler
-`load` says so once and returns None.
-"""
+"""The gated sum on a CPU in float32, by the compiled kernel of `gated_sum.cpp`; see `library` for where it is from."""
 
 import ctypes
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
-import warnings
-from functools import cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tdsm.base.errors import ResourceError
-from tdsm.base.io import write_bytes
+from tdsm.decomposition.kernels import library
+from tdsm.decomposition.kernels.library import describe as describe
 
-SOURCE = Path(__file__).with_name("gated_sum.cpp")
-IS_X86 = platform.machine() in ("x86_64", "AMD64")
-NATIVE = ["-march=native", "-mprefer-vector-width=512"] if IS_X86 else ["-mcpu=native"]
-# Clamps become single instructions; nothing in the source tests for NaN or the sign of zero.
-FLAGS = [*NATIVE, "-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
-FLAGS += ["-fno-signed-zeros", "-ffinite-math-only", "-shared", "-fPIC", "-pthread"]
 LANES = 16  # hidden units come in multiples of the widest vector
-MAX_PARTS = 64  # of the points, in the backward pass: bounds both its scratch memory and its parallelism
+MOST_CHANNELS = 16  # four at a time are computed together; of more, matrix products are faster
+POINTS_OF_PART, MOST_PARTS = 16, 256  # of the backward pass: bound its parallelism and its scratch memory
 
 
-def forward(a: Tensor, b: Tensor, r: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
+def serves(channels: int) -> bool:
+    """Tell whether the kernel is there and takes so many channels."""
+    return channels <= MOST_CHANNELS and library.load().handle is not None
+
+
+def forward(a: Tensor, b: Tensor, r: Tensor, bias: Tensor, weight: Tensor | None) -> Tensor:
     """Return Σ_m weight[c, m] · u · GELU(g), of shape (tokens, points, channels)."""
-    out = a.new_empty(*r.shape, weight.shape[0])
-    inputs = _padded(a, b, r, bias, weight)
-    _call("forward", inputs, [out], *r.shape, inputs[-1].shape[1])
+    hidden = _hidden(bias, weight)
+    inputs = _padded([a, b, r, bias, weight], hidden)
+    sizes = _sizes(inputs)
+    out = a.new_empty(*r.shape, sizes[3])
+    _call("forward", [*inputs, out], *sizes)
     return out
 
 
-def backward(a: Tensor, b: Tensor, r: Tensor, bias: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-    """Return the gradients of a, b, r, bias and weight, the hidden units computed again, not stored."""
-    inputs = _padded(a, b, r, bias, weight)
-    grads = [torch.empty_like(x) for x in inputs]
-    (tokens, points), (channels, hidden) = r.shape, inputs[-1].shape
-    parts = min(MAX_PARTS, (points + 15) // 16)
-    scratch = a.new_empty(parts * _required(channels).scratch_per_part(hidden))
-    _call("backward", [*inputs, grad], [*grads, scratch], parts, tokens, points, hidden)
-    return tuple(_resized(x, weight.shape[1], hidden) if x is not grads[2] else x for x in grads)
-
-
-@cache
-def load(channels: int = 3) -> ctypes.CDLL | None:
-    """Return the library for a number of channels, compiled if it has not been yet; None, and why, if it cannot."""
-    try:
-        library = ctypes.CDLL(str(_build(channels)))
-    except (OSError, subprocess.CalledProcessError) as error:
-        _say((getattr(error, "stderr", None) or b"").decode(errors="replace").strip() or str(error))
-        return None
-    library.scratch_per_part.argtypes = [ctypes.c_int64]
-    library.scratch_per_part.restype = ctypes.c_int64
-    return library
+def backward(a: Tensor, b: Tensor, r: Tensor, bias: Tensor, weight: Tensor | None, grad: Tensor) -> list[Tensor]:
+    """Return the gradients of a, b, r, bias and weight, if there is one; hidden units computed again, not stored."""
+    hidden = _hidden(bias, weight)
+    inputs = _padded([a, b, r, bias, weight], hidden)
+    grads = [None if x is None else torch.empty_like(x) for x in inputs]
+    sizes = _sizes(inputs)
+    parts = min(MOST_PARTS, -(-sizes[1] // POINTS_OF_PART))
+    scratch = a.new_empty(parts * _required().scratch_per_part(*map(ctypes.c_int64, sizes[2:])))
+    _call("backward", [*inputs, (grad / 2).contiguous(), *grads, scratch], parts, *sizes)
+    whole = sizes[2]
+    return [x if x is grads[2] else _resized(x, hidden, whole) for x in grads if x is not None]
 
 
 def bare(count: int) -> None:
-    """Do `count` gated multiply-adds from cache: what no way of decoding as many can undercut."""
-    u, g, w = torch.randn(3, 256)
-    library = _required(3)
-    library.bare_gated_sum(
-        *(ctypes.c_void_p(x.data_ptr()) for x in (u, g, w)),
-        ctypes.c_int64(count),
-        ctypes.c_int(torch.get_num_threads()),
-    )
+    """Sum `count` gated units from cache: what no way of decoding as many can undercut."""
+    u, g = torch.randn(2, 256)
+    _required().bare_gated_sum(_pointer(u), _pointer(g), ctypes.c_int64(count), ctypes.c_int(torch.get_num_threads()))
 
 
-def _required(channels: int) -> ctypes.CDLL:
-    library = load(channels)
-    if library is None:
-        raise ResourceError("Backend 'cpu' was asked for, but its kernel cannot be compiled here. Use 'eager'.")
-    return library
+def _required() -> ctypes.CDLL:
+    handle = library.load().handle
+    if handle is None:
+        raise ResourceError(f"Backend 'cpu' was asked for, but has no kernel here ({describe()}). Use 'eager'.")
+    return handle
 
 
-def is_built(channels: int = 3) -> bool:
-    """Tell whether `load` will find the library compiled."""
-    try:
-        return _command(channels)[1].exists()
-    except (OSError, subprocess.CalledProcessError):
-        return False
+def _hidden(bias: Tensor, weight: Tensor | None) -> int:
+    return len(bias) // 2 if weight is None else weight.shape[1]
 
 
-def _build(channels: int) -> Path:
-    """Return the path of the library in the cache folder, after compiling it there if it is missing."""
-    command, path = _command(channels)
-    if not path.exists():
-        with tempfile.TemporaryDirectory() as folder:
-            built = Path(folder) / path.name
-            _run(*command, "-o", str(built))
-            write_bytes(path, built.read_bytes())
-    return path
-
-
-@cache
-def _command(channels: int) -> tuple[list[str], Path]:
-    """Return the command that compiles the library and the path it is kept at."""
-    compiler = shlex.split(os.environ.get("CXX", "")) or [c for c in ("c++", "g++", "clang++") if shutil.which(c)][:1]
-    if not compiler:
-        raise OSError("no C++ compiler found")
-    flags = [*FLAGS, f"-DCHANNELS={channels}"]
-    macros = _run(*compiler, *NATIVE, "-dM", "-E", "-x", "c++", os.devnull)  # names the compiler and the processor
-    name = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), " ".join(flags).encode(), macros])).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tdsm"
-    return [*compiler, *flags, str(SOURCE)], folder / f"gated_sum-{name}.so"
-
-
-def _run(*command: str) -> bytes:
-    return subprocess.run(command, check=True, capture_output=True).stdout
-
-
-@cache
-def _say(reason: str) -> None:
-    """Say once that the kernel is missing, and why."""
-    warnings.warn(
-        "Token decoding runs without its compiled kernel, 4 times slower or more. Install a C++ compiler (g++ or "
-        f"clang++) or name one in CXX; the cache folder must be writable. The reason: {reason}",
-        stacklevel=3,
-    )
-
-
-def _padded(a: Tensor, b: Tensor, r: Tensor, bias: Tensor, weight: Tensor) -> list[Tensor]:
+def _padded(inputs: list[Tensor | None], hidden: int) -> list[Tensor | None]:
     """Return the inputs dense and with whole vectors of hidden units: those added are zero and add nothing."""
-    hidden = weight.shape[1]
     whole = hidden + -hidden % LANES
-    a, b, bias, weight = (_resized(x, whole, hidden) for x in (a, b, bias, weight))
-    return [x.contiguous() for x in (a, b, r, bias, weight)]
+    resized = (x if x is None or i == 2 else _resized(x, whole, hidden) for i, x in enumerate(inputs))
+    return [x if x is None else x.contiguous() for x in resized]
 
 
 def _resized(x: Tensor, to: int, hidden: int) -> Tensor:
@@ -143,10 +72,20 @@ def _resized(x: Tensor, to: int, hidden: int) -> Tensor:
     return x if to == hidden else F.pad(x.unflatten(-1, (-1, hidden)), (0, to - hidden)).flatten(-2)
 
 
-def _call(name: str, inputs: list[Tensor], outputs: list[Tensor], *sizes: int) -> None:
-    """Call a function of the library with the inputs, the outputs it fills, sizes and the number of threads."""
-    channels = inputs[4].shape[0]
-    inputs = [x.contiguous() for x in inputs]
-    assert all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (*inputs, *outputs))
-    pointers = [ctypes.c_void_p(x.data_ptr()) for x in (*inputs, *outputs)]
-    getattr(_required(channels), name)(*pointers, *map(ctypes.c_int64, sizes), ctypes.c_int(torch.get_num_threads()))
+def _sizes(inputs: list[Tensor | None]) -> tuple[int, int, int, int, int]:
+    """Return tokens, points, hidden units, channels, and rows of the first layer, as the library takes them."""
+    _, _, r, bias, weight = inputs
+    assert r is not None
+    assert bias is not None
+    return *r.shape, _hidden(bias, weight), 1 if weight is None else len(weight), len(bias)
+
+
+def _call(name: str, arrays: list[Tensor | None], *sizes: int) -> None:
+    """Call a function of the library with arrays, sizes and the number of threads."""
+    assert all(x is None or (x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()) for x in arrays)
+    threads = ctypes.c_int(torch.get_num_threads())
+    getattr(_required(), name)(*map(_pointer, arrays), *map(ctypes.c_int64, sizes), threads)
+
+
+def _pointer(x: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if x is None else x.data_ptr())

@@ -1,15 +1,19 @@
-// The gated sum on a CPU in float32, vectorised over hidden units; compiled for one number of CHANNELS.
+// The gated sum on a CPU in float32, vectorised over hidden units.
 //
-//     [u, g] = (A_n + B_k) r(k, n) + b';   out[k, n, c] = sum_m w[c, m] u_m g_m cdf(g_m)
+//     [u, g] = (A_n + B_k) r(k, n) + b';   out[k, n, c] = sum_m w[c, m] u_m GELU(g_m)
 //
-// All arrays are dense and row-major: a (points, 2 hidden), b (tokens, 2 hidden), r (tokens, points),
-// bias (2 hidden), w (channels, hidden), out and grad (tokens, points, channels); hidden is a multiple of 16.
-// Results do not depend on the number of threads: work is cut by shapes alone and summed in a fixed order.
+// Three forms: as above; without w, which is then in u's rows of A, B and b' (one channel); without u (ungated).
+// All arrays are dense and row-major: a (points, rows), b (tokens, rows), r (tokens, points), bias (rows),
+// w (channels, hidden) or null, out and grad (tokens, points, channels); rows are 2 hidden, those of u first, or
+// hidden without u; hidden is a multiple of 16. Everything is passed by C's own types, so one library serves every
+// Python. Results do not depend on the number of threads: work is cut by shapes alone and summed in a fixed order.
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <cstring>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -23,9 +27,17 @@ constexpr int kBytes = 16;
 
 using Size = std::int64_t;
 typedef float Lanes __attribute__((vector_size(kBytes), aligned(4), may_alias));  // one register
+typedef std::int32_t Bits __attribute__((vector_size(kBytes), may_alias));
+
+// Points in lockstep: what is read of a token serves all of them. With 16 registers the next one's would be spilled.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kStep = 3;
+#else
+constexpr int kStep = 1;
+#endif
 
 constexpr Size kLanes = kBytes / sizeof(float);
-constexpr Size kTokens = 16, kPoints = 32;  // a tile of A and B fits L2
+constexpr Size kTokens = 16, kPoints = 30;  // a tile of A and B fits L2
 
 static inline Lanes at(const float* x) { return *reinterpret_cast<const Lanes*>(x); }
 static inline void add(float* x, Lanes y) { *reinterpret_cast<Lanes*>(x) += y; }
@@ -37,165 +49,317 @@ static inline float total(Lanes x) {
   return sum;
 }
 
-// 1/2 + x p(x^2) / q(x^2), g clamped to [-limit, limit] for x; q's leading coefficient is 1. The coefficients are
-// minimax (differential correction on Chebyshev nodes) with value 1 at the limit, so that tails are exactly 0 and 1.
-template <int P, int Q>
-static inline Lanes saturating(Lanes g, float limit, const float (&p)[P], const float (&q)[Q]) {
-  const Lanes low = Lanes{} - limit, high = Lanes{} + limit;
-  Lanes x = g < low ? low : g;
-  x = x > high ? high : x;
-  const Lanes square = x * x;
-  Lanes top = p[P - 1] * square + p[P - 2], bottom = square + q[Q - 1];
+// Coefficients, the limit and the powers are macros: kernels/build.py has them, and where they come from.
+template <int N>
+static inline Lanes power_of_polynomial(Lanes x, const float (&c)[N], int squarings) {
+  Lanes y = c[N - 1] * x + c[N - 2];
 #pragma GCC unroll 8
-  for (int i = P - 3; i >= 0; --i) top = top * square + p[i];
+  for (int i = N - 3; i >= 0; --i) y = y * x + c[i];
 #pragma GCC unroll 8
-  for (int i = Q - 2; i >= 0; --i) bottom = bottom * square + q[i];
-  return x * top / bottom + 0.5f;
+  for (int i = 0; i < squarings; ++i) y = y * y;
+  return y;
 }
 
-// Normal distribution function, (1 + erf(g / sqrt 2)) / 2. Largest error 3e-7, that is 6e-7 of erf.
-static inline Lanes cdf(Lanes g) {
-  constexpr float p[] = {688295.688f, 97096.6094f, 10364.4023f, 670.140259f, 12.084053f};
-  constexpr float q[] = {1725304.12f, 530918.812f, 71364.3203f, 5410.42432f, 240.494232f};
-  return saturating(g, 5.2f, p, q);
-}
+// What GELU and its derivative are made of: |g|, x = min(|g|, LIMIT), and 1 - 2 cdf(-x), the last exactly 1 beyond.
+struct Gate {
+  Lanes g, size, x, body;
+  explicit inline Gate(Lanes gate) : g(gate) {
+    constexpr float tail[] = {TAIL};
+    const Lanes limit = Lanes{} + LIMIT;
+    size = (Lanes)((Bits)g & 0x7fffffff);
+    x = size < limit ? size : limit;
+    body = 1.0f - power_of_polynomial(x, tail, TAIL_SQUARINGS);
+  }
+  inline Lanes twice_gelu() const { return g + size * body; }
+  inline Lanes twice_slope() const {  // 1 + sign(g) (1 - 2 cdf(-x) + 2 x pdf(x))
+    constexpr float density[] = {DENSITY};
+    const Lanes odd = body + x * power_of_polynomial(x * x, density, DENSITY_SQUARINGS);
+    return 1.0f + (Lanes)((Bits)odd ^ ((Bits)g & (std::int32_t)0x80000000));
+  }
+};
 
-// Derivative of g cdf(g), that is of GELU. Largest error 5e-7.
-static inline Lanes slope(Lanes g) {
-  constexpr float p[] = {86328.5234f, -3440.11035f, 1547.71777f, 0.324867636f, 3.95527935f, 0.0218201075f};
-  constexpr float q[] = {108196.578f, 31755.3887f, 4407.00781f, 379.070007f, 20.3852291f};
-  return saturating(g, 5.7f, p, q);
-}
-
-// Call f(0) ... f(count - 1) from several threads, each taking the next number that is left.
+// Call f(thread) in several threads at once, this one among them.
 template <class F>
-static void parallel(int threads, Size count, F f) {
-  std::atomic<Size> next{0};
-  auto work = [&] {
-    for (Size i; (i = next++) < count;) f(i);
-  };
+static void together(int threads, F f) {
   std::vector<std::thread> pool;
-  for (Size i = 1; i < std::min<Size>(threads, count); ++i) pool.emplace_back(work);
-  work();
+  for (int i = 1; i < threads; ++i) pool.emplace_back(f);
+  f();
   for (auto& thread : pool) thread.join();
 }
 
-// One point and TOKENS tokens from k on: what is read of the point, the bias and w serves all of them.
-template <int TOKENS>
-static inline void forward_cells(const float* a, const float* b, const float* r, const float* bias, const float* w,
-                                 float* out, Size points, Size hidden, Size n, Size k) {
-  const float *an = a + n * 2 * hidden, *bk = b + k * 2 * hidden;
-  Lanes sum[TOKENS][CHANNELS] = {};
-  for (Size m = 0, v = hidden; m < hidden; m += kLanes, v += kLanes)
-#pragma GCC unroll 8
-    for (int t = 0; t < TOKENS; ++t) {
-      const float *bt = bk + t * 2 * hidden, scale = r[(k + t) * points + n];
-      const Lanes u = (at(an + m) + at(bt + m)) * scale + at(bias + m);
-      const Lanes g = (at(an + v) + at(bt + v)) * scale + at(bias + v);
-      const Lanes gated = u * g * cdf(g);
-#pragma GCC unroll 8
-      for (int c = 0; c < CHANNELS; ++c) sum[t][c] += at(w + c * hidden + m) * gated;
+// Call f(0) ... f(count - 1), each thread taking the next number that is left.
+template <class F>
+static void share(std::atomic<Size>& next, Size count, F f) {
+  for (Size i; (i = next++) < count;) f(i);
+}
+
+class Barrier {
+ public:
+  explicit Barrier(int size) : size_(size) {}
+  void wait() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const Size round = round_;
+    if (++waiting_ == size_) {
+      waiting_ = 0;
+      ++round_;
+      all_here_.notify_all();
+    } else {
+      all_here_.wait(lock, [&] { return round_ != round; });
     }
-  for (int t = 0; t < TOKENS; ++t)
-    for (int c = 0; c < CHANNELS; ++c) out[((k + t) * points + n) * CHANNELS + c] = total(sum[t][c]);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable all_here_;
+  int size_, waiting_ = 0;
+  Size round_ = 0;
+};
+
+struct Problem {
+  const float *a, *b, *r, *bias, *w;
+  Size tokens, points, hidden, channels, rows;  // rows: hidden units with those of u
+};
+
+// STEP points and one token. CHANNELS of them from c0 on; 0 is one channel whose w is in u.
+template <int STEP, bool GATED, int CHANNELS>
+static inline void forward_cells(const Problem& p, float* out, Size n, Size k, Size c0) {
+  constexpr int kSums = CHANNELS ? CHANNELS : 1;
+  const Size gates = p.rows - p.hidden;
+  const float *b = p.b + k * p.rows, *a = p.a + n * p.rows, *r = p.r + k * p.points + n, *w = p.w + c0 * p.hidden;
+  Lanes sum[STEP][kSums] = {};
+  for (Size m = 0; m < p.hidden; m += kLanes) {
+#pragma GCC unroll 8
+    for (int i = 0; i < STEP; ++i) {
+      const float* ai = a + i * p.rows + m;
+      Lanes y = Gate((at(ai + gates) + at(b + gates + m)) * r[i] + at(p.bias + gates + m)).twice_gelu();
+      if (GATED) {
+        const Lanes u = (at(ai) + at(b + m)) * r[i] + at(p.bias + m);
+        if (!CHANNELS) {
+          sum[i][0] += u * y;
+          continue;
+        }
+        y *= u;
+      }
+#pragma GCC unroll 8
+      for (int c = 0; c < CHANNELS; ++c) sum[i][c] += at(w + c * p.hidden + m) * y;
+    }
+  }
+  for (int i = 0; i < STEP; ++i)
+    for (int c = 0; c < kSums; ++c) out[(k * p.points + n + i) * p.channels + c0 + c] = 0.5f * total(sum[i][c]);
+}
+
+template <bool GATED, int CHANNELS>
+static void forward_tile(const Problem& p, float* out, Size n0, Size k0, Size c0) {
+  const Size n1 = std::min(p.points, n0 + kPoints), k1 = std::min(p.tokens, k0 + kTokens);
+  for (Size k = k0; k < k1; ++k) {
+    Size n = n0;
+    for (; n + kStep <= n1; n += kStep) forward_cells<kStep, GATED, CHANNELS>(p, out, n, k, c0);
+    for (; n < n1; ++n) forward_cells<1, GATED, CHANNELS>(p, out, n, k, c0);
+  }
+}
+
+template <bool GATED>
+static void forward_channels(const Problem& p, float* out, Size n0, Size k0) {
+  Size c = 0;
+  for (; c + 4 <= p.channels; c += 4) forward_tile<GATED, 4>(p, out, n0, k0, c);
+  if (p.channels - c == 3) forward_tile<GATED, 3>(p, out, n0, k0, c);
+  if (p.channels - c == 2) forward_tile<GATED, 2>(p, out, n0, k0, c);
+  if (p.channels - c == 1) forward_tile<GATED, 1>(p, out, n0, k0, c);
 }
 
 extern "C" void forward(const float* a, const float* b, const float* r, const float* bias, const float* w, float* out,
-                        Size tokens, Size points, Size hidden, int threads) {
-  const Size across = (points + kPoints - 1) / kPoints, down = (tokens + kTokens - 1) / kTokens;
-  parallel(threads, across * down, [=](Size tile) {
-    const Size k0 = tile / across * kTokens, k1 = std::min(tokens, k0 + kTokens);
-    const Size n0 = tile % across * kPoints, n1 = std::min(points, n0 + kPoints);
-    for (Size n = n0; n < n1; ++n) {
-      Size k = k0;
-      for (; k + 2 <= k1; k += 2) forward_cells<2>(a, b, r, bias, w, out, points, hidden, n, k);
-      if (k < k1) forward_cells<1>(a, b, r, bias, w, out, points, hidden, n, k);
-    }
+                        Size tokens, Size points, Size hidden, Size channels, Size rows, int threads) {
+  const Problem p{a, b, r, bias, w, tokens, points, hidden, channels, rows};
+  const Size across = (points + kPoints - 1) / kPoints, tiles = across * ((tokens + kTokens - 1) / kTokens);
+  std::atomic<Size> next{0};
+  together(std::min<Size>(threads, tiles), [&] {
+    share(next, tiles, [&](Size tile) {
+      const Size n0 = tile % across * kPoints, k0 = tile / across * kTokens;
+      if (!w) return forward_tile<true, 0>(p, out, n0, k0, 0);
+      if (rows == hidden) return forward_channels<false>(p, out, n0, k0);
+      forward_channels<true>(p, out, n0, k0);
+    });
   });
 }
 
-// Floats of scratch that `backward` needs for each of its `parts`: rows of B, the bias and w.
-extern "C" Size scratch_per_part(Size hidden) { return (2 * kTokens + 2 + CHANNELS) * hidden; }
+// What a part of the points adds to the gradients of kTokens rows of b, of the bias and of w.
+struct Part {
+  float *b, *bias, *w;
+  static Size floats(Size hidden, Size channels, Size rows) { return (kTokens + 1) * rows + channels * hidden; }
+  Part(float* scratch, Size part, const Problem& p) {
+    b = scratch + part * floats(p.hidden, p.channels, p.rows);
+    bias = b + kTokens * p.rows;
+    w = bias + p.rows;
+  }
+};
+
+struct Gradients {
+  const float* half;  // of that of out, as twice GELU and twice its derivative are at hand
+  float *a, *b, *r, *bias, *w;
+};
+
+// STEP points and one token, whose row of the part's b is given.
+template <int STEP, bool GATED, int CHANNELS>
+static inline void backward_cells(const Problem& p, const Gradients& grads, const Part& part, float* part_b, Size n,
+                                  Size k) {
+  const Size gates = p.rows - p.hidden, channels = CHANNELS > 0 ? CHANNELS : p.channels;
+  const float *b = p.b + k * p.rows, *a = p.a + n * p.rows, *r = p.r + k * p.points + n;
+  const float* grad = grads.half + (k * p.points + n) * channels;
+  float* grad_a = grads.a + n * p.rows;
+  Lanes grad_r[STEP] = {};
+  for (Size m = 0; m < p.hidden; m += kLanes) {
+    Lanes sum_bu = {}, sum_bg = {}, sum_biasu = {}, sum_biasg = {}, gated[STEP], inner[STEP] = {};
+    Lanes hu[STEP] = {}, hg[STEP], u[STEP] = {}, gelu[STEP], slope[STEP];
+#pragma GCC unroll 8
+    for (int i = 0; i < STEP; ++i) {
+      const float* ai = a + i * p.rows + m;
+      hg[i] = at(ai + gates) + at(b + gates + m);
+      const Gate gate(hg[i] * r[i] + at(p.bias + gates + m));
+      gelu[i] = gate.twice_gelu();
+      slope[i] = gate.twice_slope();
+      if (GATED) {
+        hu[i] = at(ai) + at(b + m);
+        u[i] = hu[i] * r[i] + at(p.bias + m);
+      }
+      gated[i] = GATED ? u[i] * gelu[i] : gelu[i];
+      if (!CHANNELS) inner[i] = Lanes{} + grad[i];
+    }
+    if (CHANNELS) {
+#pragma GCC unroll 4
+      for (Size c = 0; c < channels; ++c) {
+        const Lanes w = at(p.w + c * p.hidden + m);
+        Lanes sum = {};
+#pragma GCC unroll 8
+        for (int i = 0; i < STEP; ++i) {
+          inner[i] += grad[i * channels + c] * w;
+          sum += grad[i * channels + c] * gated[i];
+        }
+        add(part.w + c * p.hidden + m, sum);
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < STEP; ++i) {
+      const Lanes gg = (GATED ? inner[i] * u[i] : inner[i]) * slope[i], scaled_g = gg * r[i];
+      grad_r[i] += gg * hg[i];
+      sum_biasg += gg;
+      sum_bg += scaled_g;
+      add(grad_a + i * p.rows + gates + m, scaled_g);
+      if (GATED) {
+        const Lanes gu = inner[i] * gelu[i], scaled_u = gu * r[i];
+        grad_r[i] += gu * hu[i];
+        sum_biasu += gu;
+        sum_bu += scaled_u;
+        add(grad_a + i * p.rows + m, scaled_u);
+      }
+    }
+    add(part.bias + gates + m, sum_biasg);
+    add(part_b + gates + m, sum_bg);
+    if (GATED) {
+      add(part.bias + m, sum_biasu);
+      add(part_b + m, sum_bu);
+    }
+  }
+  for (int i = 0; i < STEP; ++i) grads.r[k * p.points + n + i] = total(grad_r[i]);
+}
+
+template <bool GATED, int CHANNELS>
+static void backward_part(const Problem& p, const Gradients& grads, const Part& part, Size n0, Size n1, Size k0,
+                          Size k1) {
+  for (Size k = k0; k < k1; ++k) {
+    float* part_b = part.b + (k - k0) * p.rows;
+    Size n = n0;
+    for (; n + kStep <= n1; n += kStep) backward_cells<kStep, GATED, CHANNELS>(p, grads, part, part_b, n, k);
+    for (; n < n1; ++n) backward_cells<1, GATED, CHANNELS>(p, grads, part, part_b, n, k);
+  }
+}
+
+// CHANNELS: 0 is one channel whose w is in u, -1 any number.
+static void backward_part(const Problem& p, const Gradients& grads, const Part& part, Size n0, Size n1, Size k0,
+                          Size k1) {
+  if (!p.w) return backward_part<true, 0>(p, grads, part, n0, n1, k0, k1);
+  if (p.rows == p.hidden) return backward_part<false, -1>(p, grads, part, n0, n1, k0, k1);
+  if (p.channels == 3) return backward_part<true, 3>(p, grads, part, n0, n1, k0, k1);
+  backward_part<true, -1>(p, grads, part, n0, n1, k0, k1);
+}
+
+// Floats of scratch that `backward` needs for each of its parts.
+extern "C" Size scratch_per_part(Size hidden, Size channels, Size rows) {
+  return Part::floats(hidden, channels, rows);
+}
 
 // Gradients of a, b, r, bias and w. Each part owns a range of points, hence its rows of grad_a and columns of
-// grad_r; what it adds to the other gradients it keeps in its scratch, summed over parts afterwards.
+// grad_r; what it adds to the other gradients it keeps in its scratch, summed over parts after every kTokens tokens.
+// half_grad is half the gradient of out.
 extern "C" void backward(const float* a, const float* b, const float* r, const float* bias, const float* w,
-                         const float* grad, float* grad_a, float* grad_b, float* grad_r, float* grad_bias,
+                         const float* half_grad, float* grad_a, float* grad_b, float* grad_r, float* grad_bias,
                          float* grad_w, float* scratch, Size parts, Size tokens, Size points, Size hidden,
-                         int threads) {
-  const Size stride = scratch_per_part(hidden), shared = 2 * kTokens * hidden;
-  auto sum_parts = [=](const float* x, float* y, Size n) {
+                         Size channels, Size rows, int threads) {
+  const Problem p{a, b, r, bias, w, tokens, points, hidden, channels, rows};
+  const Gradients grads{half_grad, grad_a, grad_b, grad_r, grad_bias, grad_w};
+  const Size windows = (tokens + kTokens - 1) / kTokens, stride = Part::floats(hidden, channels, rows);
+  const auto sum_parts = [=](const float* x, float* y, Size n) {
     clear(y, n);
     for (Size part = 0; part < parts; ++part)
       for (Size i = 0; i < n; i += kLanes) add(y + i, at(x + part * stride + i));
   };
-  clear(grad_a, points * 2 * hidden);
+  clear(grad_a, points * rows);
   clear(scratch, parts * stride);
-  for (Size k0 = 0; k0 < tokens; k0 += kTokens) {
-    const Size k1 = std::min(tokens, k0 + kTokens);
-    parallel(threads, parts, [=](Size part) {
-      float *part_b = scratch + part * stride, *part_bias = part_b + shared, *part_w = part_bias + 2 * hidden;
-      clear(part_b, shared);
-      for (Size n = part * points / parts; n < (part + 1) * points / parts; ++n)
-        for (Size k = k0; k < k1; ++k) {
-          const float *an = a + n * 2 * hidden, *bk = b + k * 2 * hidden;
-          float *grad_an = grad_a + n * 2 * hidden, *grad_bk = part_b + (k - k0) * 2 * hidden;
-          const Size cell = k * points + n;
-          const float scale = r[cell], *grad_out = grad + cell * CHANNELS;
-          Lanes grad_scale = {};
-          for (Size m = 0, v = hidden; m < hidden; m += kLanes, v += kLanes) {
-            const Lanes hu = at(an + m) + at(bk + m), hg = at(an + v) + at(bk + v);
-            const Lanes u = hu * scale + at(bias + m), g = hg * scale + at(bias + v);
-            const Lanes gelu = g * cdf(g), gated = u * gelu;
-            Lanes grad_gated = {};
-#pragma GCC unroll 8
-            for (int c = 0; c < CHANNELS; ++c) {
-              grad_gated += grad_out[c] * at(w + c * hidden + m);
-              add(part_w + c * hidden + m, grad_out[c] * gated);
-            }
-            const Lanes gu = grad_gated * gelu, gg = grad_gated * u * slope(g);
-            grad_scale += gu * hu + gg * hg;
-            add(part_bias + m, gu);
-            add(part_bias + v, gg);
-            add(grad_an + m, gu * scale);
-            add(grad_an + v, gg * scale);
-            add(grad_bk + m, gu * scale);
-            add(grad_bk + v, gg * scale);
-          }
-          grad_r[cell] = total(grad_scale);
-        }
-    });
-    parallel(threads, k1 - k0, [=](Size k) {
-      sum_parts(scratch + k * 2 * hidden, grad_b + (k0 + k) * 2 * hidden, 2 * hidden);
-    });
-  }
-  sum_parts(scratch + shared, grad_bias, 2 * hidden);
-  sum_parts(scratch + shared + 2 * hidden, grad_w, CHANNELS * hidden);
+  threads = std::max<Size>(1, std::min<Size>(threads, parts));
+  std::vector<std::atomic<Size>> next(2 * windows);
+  for (auto& counter : next) counter = 0;
+  Barrier barrier(threads);
+  together(threads, [&] {
+    for (Size window = 0; window < windows; ++window) {
+      const Size k0 = window * kTokens, k1 = std::min(tokens, k0 + kTokens);
+      share(next[2 * window], parts, [&](Size i) {
+        const Part part(scratch, i, p);
+        clear(part.b, kTokens * rows);
+        backward_part(p, grads, part, i * points / parts, (i + 1) * points / parts, k0, k1);
+      });
+      barrier.wait();
+      share(next[2 * window + 1], k1 - k0, [&](Size k) {
+        sum_parts(scratch + k * rows, grad_b + (k0 + k) * rows, rows);
+      });
+      barrier.wait();
+    }
+  });
+  const Part first(scratch, 0, p);
+  sum_parts(first.bias, grad_bias, rows);
+  if (w) sum_parts(first.w, grad_w, channels * hidden);
 }
 
-// The two approximations alone, to measure their errors; n is a multiple of 16.
-extern "C" void approximations(const float* g, float* out_cdf, float* out_slope, Size n) {
-  clear(out_cdf, n);
-  clear(out_slope, n);
+// GELU and its derivative alone, to measure their errors; n is a multiple of 16.
+extern "C" void approximations(const float* g, float* gelu, float* slope, Size n) {
+  clear(gelu, n);
+  clear(slope, n);
   for (Size i = 0; i < n; i += kLanes) {
-    add(out_cdf + i, cdf(at(g + i)));
-    add(out_slope + i, slope(at(g + i)));
+    const Gate gate(at(g + i));
+    add(gelu + i, 0.5f * gate.twice_gelu());
+    add(slope + i, 0.5f * gate.twice_slope());
   }
 }
 
-// The floor of any of this: `count` gated units multiplied and added, operands (u, g, weights: kBare each) in L1.
-// Returns their sum, so that no compiler leaves the work out.
+// The floor of any of this: `count` gated units summed, operands (u and g, kBare each) in L1. Returns their sum, and
+// reads its operands anew each time, so that no compiler leaves the work out.
 constexpr Size kBare = 256;
-extern "C" float bare_gated_sum(const float* u, const float* g, const float* w, Size count, int threads) {
+extern "C" float bare_gated_sum(const float* u, const float* g, Size count, int threads) {
   constexpr Size kTasks = 64;
   float sums[kTasks];
-  parallel(threads, kTasks, [&](Size task) {
-    Lanes sum = {};
-    for (Size i = 0; i < count / kTasks / kBare; ++i)
-      for (Size m = 0; m < kBare; m += kLanes) sum += at(w + m) * at(u + m) * at(g + m) * cdf(at(g + m));
-    sums[task] = total(sum);
+  std::atomic<Size> next{0};
+  together(threads, [&] {
+    share(next, kTasks, [&](Size task) {
+      Lanes sum = {};
+      for (Size i = 0; i < count / kTasks / kBare; ++i) {
+        for (Size m = 0; m < kBare; m += kLanes) sum += at(u + m) * Gate(at(g + m)).twice_gelu();
+        asm volatile("" ::: "memory");
+      }
+      sums[task] = total(sum);
+    });
   });
   float sum = 0;
   for (float part : sums) sum += part;
   return sum;
 }
+
+// Floats in a register, as compiled.
+extern "C" int lanes() { return kLanes; }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tdsm.base.errors import UsageError
 from tdsm.models.adapters.cross_attention import CrossAttentionField, Features, check_kind, require
+from tdsm.tokenfield import Norm, Readout
 
 MODULE = "transformers.models.perceiver.modeling_perceiver"
 
@@ -112,6 +113,34 @@ class HFPerceiverField(CrossAttentionField):
         x = x + self.layer.feed_forward_chunk(x)
         values = self.decoder.final_layer(x) / self.rescale_factor
         return values if self.model.output_postprocessor is None else self.model.output_postprocessor(values)
+
+    def separable_readout(self) -> Readout | None:
+        """Return the readout's weights: ungated; None without the query residual, or with another activation."""
+        mlp, activations = self.layer.mlp, require("transformers.activations", "transformers")
+        if not (self.has_query_residual and isinstance(mlp.intermediate_act_fn, activations.GELUActivation)):
+            return None
+        weight, bias = self._channels()
+        return Readout(
+            norm=Norm.of(self.layer.layernorm, like=weight),
+            hidden_weight=mlp.dense1.weight,
+            hidden_bias=mlp.dense1.bias,
+            output_weight=mlp.dense2.weight,
+            output_bias=mlp.dense2.bias,
+            channel_weight=weight,
+            channel_bias=bias,
+        )
+
+    def _channels(self) -> tuple[Tensor, Tensor]:
+        """Return the final layer, rescaling and projection as one linear layer."""
+        weight = torch.eye(self.output_projection()[0].shape[0]).to(self.layer.mlp.dense2.weight)
+        bias = weight.new_zeros(len(weight))
+        post = self.model.output_postprocessor
+        for layer in (self.decoder.final_layer, None if post is None else post.classifier):
+            if isinstance(layer, nn.Linear):
+                weight, bias = layer.weight @ weight, layer.weight @ bias + layer.bias
+            if layer is self.decoder.final_layer:
+                weight, bias = weight / self.rescale_factor, bias / self.rescale_factor
+        return weight, bias
 
 
 def _query_size(decoder: nn.Module, size: Sequence[int] | None) -> tuple[int, ...]:
