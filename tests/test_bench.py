@@ -4,10 +4,12 @@ Nothing here asserts a time. torch.compile is left out, as it does not go with t
 """
 
 import json
+import re
 import runpy
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -396,6 +398,35 @@ def test_what_could_not_be_measured_is_said_and_ends_with_an_error(capsys, monke
 def test_wrong_options_are_named(capsys, arguments, code, words):
     assert tdsm("bench", *arguments) == code
     assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would measure the GPU")
+def test_the_script_for_a_gpu_says_that_there_is_none(monkeypatch, capsys, tmp_path):
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
+    monkeypatch.setattr(sys, "argv", [str(path), str(tmp_path / "result.md")])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    assert (end.value.code, list(tmp_path.iterdir())) == (5, [])
+    assert "there is no GPU here" in capsys.readouterr().err
+
+
+def test_the_script_for_a_gpu_writes_down_what_failed_and_goes_on():
+    script = runpy.run_path(str(Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"))
+    found = {"tiles": [{"tile": "8 × 8 × 16", "mean, ms": 0.25}, {"tile": "4 × 4 × 64"}], "erf": {"failed": "no such"}}
+    text = script["markdown"](found, {"gpus": ["H100"], "versions": {"torch": "2.13"}})
+    assert text.startswith("# The Triton kernels on a GPU\n\nH100, torch 2.13, ")
+    assert "| tile | mean, ms |\n|---|---|\n| 8 × 8 × 16 | 0.25 |\n| 4 × 4 × 64 | – |\n" in text
+    assert "## erf\n\nFailed: no such\n" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_the_script_for_a_gpu_is_rehearsed_in_the_interpreter(tmp_path):
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.py"
+    subprocess.run([sys.executable, path, tmp_path / "result.md", "--rehearse"], check=True, timeout=600)
+    text = (tmp_path / "result.md").read_text()
+    assert re.findall("^## (.*)", text, re.MULTILINE) == ["check", "tiles", "erf", "rows", "whole"]
+    assert "Failed" not in text
 
 
 @pytest.mark.parametrize("script", ["decompose", "end_to_end"])

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from scipy.special import erf
 from torch import Tensor
 
-from tdsm.decomposition.separated import evaluate, prepare
+from tdsm.decomposition.separated import evaluate, full_precision, prepare
 from tdsm.tokenfield import Norm, Readout
 
+MATMUL = torch.backends.cuda.matmul
 BACKENDS = ["eager", None]  # None: the fastest there is for the dtype
 FORMS = {"gated": (True, False), "ungated": (False, False), "gated normed": (True, True), "normed": (False, True)}
 REDUCE = {
@@ -202,6 +203,26 @@ def test_autocast_leaves_the_sums_in_float32():
     expected = evaluate(prepare(readout, queries), values)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(evaluate(prepare(readout, queries), values), expected)
+
+
+class OnCard(Tensor):
+    """A tensor that says it is on a graphics card."""
+
+    device = torch.device("cuda")
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+@pytest.mark.parametrize("name", [name for name in ("fp32_precision", "allow_tf32") if hasattr(MATMUL, name)])
+def test_tf32_is_forbidden_on_a_card_whatever_is_set(name):
+    before, allowed = getattr(MATMUL, name), {"fp32_precision": "tf32", "allow_tf32": True}[name]
+    setattr(MATMUL, name, allowed)
+    try:
+        for like, expected in ((torch.zeros(1).as_subclass(OnCard), ("ieee", False)), (torch.zeros(1), ("tf32", True))):
+            with full_precision(like):
+                assert getattr(MATMUL, "fp32_precision" if hasattr(MATMUL, "fp32_precision") else name) in expected
+            assert getattr(MATMUL, name) == allowed
+    finally:
+        setattr(MATMUL, name, before)
 
 
 def test_nearly_opposite_queries_and_values_keep_their_deviation():

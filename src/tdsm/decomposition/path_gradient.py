@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tdsm.decomposition.definition import Queries
 from tdsm.decomposition.parts import widen
-from tdsm.decomposition.separated import Separated, prepare
+from tdsm.decomposition.separated import Separated, full_precision, prepare
 from tdsm.tokenfield import Readout, TokenField
 
 Step = Float[Tensor, "batch points width"]
@@ -112,7 +112,7 @@ def by_separation(readout: Readout, queries: Queries, start: Tensor, step: Step,
     at = prepare(readout, queries + start.to(queries.dtype), fold=False)
     units = step.shape[:2].numel() * at.hidden_weight.shape[0]
     count = min(len(queries), max(1, round(units / _block_units(step.device))))
-    with torch.autocast(step.device.type, enabled=False):
+    with full_precision(step):
         step = step.to(at.query_hidden.dtype)
         folded = _fold(at)
         points_of = (at.query_centered, at.query_hidden, at.query_linear)

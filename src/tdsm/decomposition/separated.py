@@ -16,7 +16,8 @@ Precision: that of the plain path, except where c̃ ≈ −q̃: A_n + B_k then c
 by r, at most ε^(−1/2) = 316 times.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -97,7 +98,7 @@ _prepared: Kept[Separated] = Kept(KEPT_BYTES)
 
 def _prepare(readout: Readout, queries: Float[Tensor, "points width"], reduction: Reduction, fold: bool) -> Separated:
     dtype = torch.promote_types(queries.dtype, readout.hidden_weight.dtype)
-    with _full_precision(queries):
+    with full_precision(queries):
         readout = _widened(readout, torch.promote_types(dtype, torch.float32))
         query = queries.to(readout.hidden_weight.dtype)
         output_weight, linear = readout.output_weight, query + readout.output_bias
@@ -174,7 +175,7 @@ def evaluate(
     def work(rows: Float[Tensor, "rows width"]) -> Tensor:
         return _decode_rows(separated, rows, pool, backend).to(dtype)
 
-    with _full_precision(values):
+    with full_precision(values):
         maps = in_chunks(
             work if separated.ending is None else lambda rows: _recomputed(work, rows),
             values.flatten(0, 1),
@@ -239,6 +240,28 @@ class InverseDeviation(torch.autograd.Function):
         return slope.sum(0)[:, None] * query + slope.T @ value, slope.sum(1)[:, None] * value + slope @ query, None
 
 
-def _full_precision(like: Tensor) -> torch.autocast:
-    """Switch autocast off: it would round A, B and r to half precision."""
-    return torch.autocast(like.device.type, enabled=False)
+def full_precision(like: Tensor) -> AbstractContextManager:
+    """Switch off what would round A, B and r: autocast, and TF32 on a GPU, which keeps ten bits of a product.
+
+    Gradients' products, done later, keep the precision that the caller has set. torch.compile cannot see the switch of
+    TF32: who compiles this for a GPU forbids it outside.
+    """
+    autocast = torch.autocast(like.device.type, enabled=False)
+    if like.device.type != "cuda" or torch.compiler.is_compiling():
+        return autocast
+    both = ExitStack()
+    both.enter_context(autocast)
+    both.enter_context(_without_tf32())
+    return both
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    matmul = torch.backends.cuda.matmul
+    name, off = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(matmul, name)
+    setattr(matmul, name, off)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, before)

@@ -14,6 +14,7 @@ from torch import Tensor
 from tdsm.decomposition.kernels import cpu
 
 BACKENDS = ("eager", "cpu", "gpu")  # modules beside this one, each with a forward and a backward; faster ones last
+MOST_GPU_CHANNELS = 4  # each has sums of its own; of more, matrix products are faster
 
 
 def gated_sum(
@@ -52,7 +53,8 @@ def serves(backend: str, like: Tensor, channels: int = 1) -> bool:
     if backend == "cpu":
         return kind == (torch.float32, "cpu") and cpu.serves(channels)
     if backend == "gpu":
-        return kind == (torch.float32, "cuda") and find_spec("triton") is not None
+        fits = channels <= MOST_GPU_CHANNELS
+        return fits and kind == (torch.float32, "cuda") and find_spec("triton") is not None
     return True
 
 
