@@ -29,15 +29,9 @@ using Size = std::int64_t;
 typedef float Lanes __attribute__((vector_size(kBytes), aligned(4), may_alias));  // one register
 typedef std::int32_t Bits __attribute__((vector_size(kBytes), may_alias));
 
-// Points in lockstep: what is read of a token serves all of them. With 16 registers the next one's would be spilled.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kStep = 3;
-#else
-constexpr int kStep = 1;
-#endif
-
 constexpr Size kLanes = kBytes / sizeof(float);
 constexpr Size kTokens = 16, kPoints = 30;  // a tile of A and B fits L2
+constexpr int kStep = 3;                    // points in lockstep: what is read of a token serves all of them
 
 static inline Lanes at(const float* x) { return *reinterpret_cast<const Lanes*>(x); }
 static inline void add(float* x, Lanes y) { *reinterpret_cast<Lanes*>(x) += y; }
