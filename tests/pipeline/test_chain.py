@@ -87,6 +87,18 @@ def test_data_that_were_moved_are_accepted_where_they_are_now(capsys, tmp_path):
     assert tdsm("classify", run, "--probe.rows", "pixels-linear") == 0
 
 
+def test_images_without_labels_train_and_analyse_and_only_what_needs_labels_is_refused(capsys, tmp_path, pictures):
+    flat, run = tmp_path / "flat", tmp_path / "run"
+    flat.mkdir()
+    for number, file in enumerate(sorted(pictures.rglob("*.png"))):
+        shutil.copy(file, flat / f"{number:03}.png")
+    assert run_on(flat, run, tmp_path) == 0
+    assert tdsm("analyse", run, "--images", 4) == 0
+    assert "class selectivity" not in (run / "analysis.md").read_text()
+    for verb in (["classify", run], ["finetune", run], ["study", "tokens", run]):
+        assert "have no labels, expected a class for each image" in fails(capsys, 3, *verb)
+
+
 # ---------------------------------------------------------------- settings
 
 

@@ -256,6 +256,7 @@ class Study(Verb):
     def execute(self) -> None:
         """Ask, and print where the answer is."""
         with self.question.taken_up() as run:
+            run.data.require_labels("study")
             path, words = self.question.answer(run)
             say(words)
             print(path)

@@ -27,6 +27,7 @@ from tdsm.base import io
 from tdsm.base.environment import describe_environment
 from tdsm.base.errors import CheckpointError, ResourceError, UsageError
 from tdsm.base.settings import differences
+from tdsm.decomposition.kernels.cpu import describe
 from tdsm.pipeline.config import RunConfig
 from tdsm.training.config import RESUMABLE
 
@@ -78,7 +79,7 @@ def create_run(path: Path, config: RunConfig, *, resume: bool) -> None:
             raise UsageError(f"{path}: this run exists. Continue it with --resume, or choose another --run.")
         rewrite_config(path, config, may_change=_may_change_on_resume)
         return
-    io.write_json(path / ENVIRONMENT, describe_environment())
+    io.write_json(path / ENVIRONMENT, describe_environment() | {"kernel": describe()})
     io.write_json(path / CONFIG, config.model_dump(mode="json"))
 
 
@@ -121,9 +122,8 @@ def is_later(key: str, *_: object) -> bool:
 
 
 def _may_change_on_resume(key: str, before: object, after: object) -> bool:
-    if key == "train.steps":
-        return after > before  # type: ignore[operator]
-    return is_later(key) or key.removeprefix("train.") in RESUMABLE
+    rule = RESUMABLE.get(key.removeprefix("train.")) if key.startswith("train.") else None
+    return is_later(key) or rule == "any" or (rule == "higher" and after > before)  # type: ignore[operator]
 
 
 def _flat(settings: dict, prefix: str = "") -> dict[str, object]:

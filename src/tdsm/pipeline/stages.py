@@ -75,6 +75,7 @@ def take_up(path: Path, say: Say, *, source: str | None = None) -> Run:
 
 def classify(run: Run, maps: MapConfig, probe: ProbeConfig) -> Run:
     """Fit every chosen head and baseline, and choose on validation; these settings become the run's."""
+    run.data.require_labels("classify")
     config = run.config.model_copy(update={"maps": maps, "probe": probe})
     check(config, run.data, run.field)
     rewrite_config(run.path, config, is_later)
@@ -98,6 +99,7 @@ def evaluate(run: Run) -> str:
 
 def finetune(run: Run, config: RegimeConfig) -> str:
     """Train every seed of a regime that is not there; write regimes.md and return its text."""
+    run.data.require_labels("finetune")
     for number in range(config.seeds):
         result = train_regime(run, config, number)
         run.say(f"{config.regime}, seed {number}: test {100 * result['accuracy']:.1f} %, {result['n_test']} images")

@@ -106,7 +106,7 @@ def _title(name: str) -> str:
 
 def _measure(run: Run, other: Run | None, method: str, drawn: Int[Tensor, " images"], batch_size: int) -> dict:
     parts: dict[str, list[Tensor]] = {}
-    components, others, size = [], [], tuple(run.data.test.images.shape[2:])
+    components, others, size = [], [], run.data.test.size
     for number, rows in enumerate(track(drawn.split(batch_size), f"analysing {method}", unit="batch")):
         images = run.data.test.floats(rows).to(run.device)
         tokens = run.field.encode(images)
@@ -119,12 +119,9 @@ def _measure(run: Run, other: Run | None, method: str, drawn: Int[Tensor, " imag
             parts.setdefault(name, []).append(values.cpu())
     means = {name: torch.cat(values).mean().item() for name, values in parts.items()}
     together = torch.cat(components)
-    row = {
-        "method": method,
-        **means,
-        "class_selectivity": class_selectivity(together, run.data.test.labels[drawn]).mean().item(),
-        "positional_constants": positional_constants(together),
-    }
+    row = {"method": method, **means, "positional_constants": positional_constants(together)}
+    if run.data.has_labels:
+        row["class_selectivity"] = class_selectivity(together, run.data.test.labels[drawn]).mean().item()
     if others:
         row["seed_stability"] = match_tokens(together, torch.cat(others))[1].mean().item()
     return row

@@ -120,7 +120,7 @@ def check_training(field: NeuralField, images: ImageSet, config: TrainConfig) ->
             f"train: {len(images)} training images are fewer than a batch of {config.batch_size}. "
             "Set --train.batch-size lower."
         )
-    check_augment(config.augment, *images.images.shape[2:])
+    check_augment(config.augment, *images.size)
 
 
 def validation_images(images: ImageSet, count: int, seed: int) -> ImageSet:
