@@ -8,7 +8,7 @@ demo: .venv/installed  ## Train, classify and report on embedded digits; prints 
 	$(BIN)/tdsm demo
 
 test: .venv/installed lint  ## All checks: lint, layers, types, tests, doctests.
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4
 
 slow: .venv/installed  ## The long repeats that `make test` leaves out.
 	$(BIN)/python -m pytest -m slow
@@ -21,7 +21,7 @@ lint: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,adapters]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,adapters,trackers]"
 	touch $@
 
 clean:
