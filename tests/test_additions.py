@@ -27,7 +27,7 @@ from tdsm.decomposition.parts import Method, Options, Parts, reconstruct
 from tdsm.decomposition.reduce import Reduction, num_maps
 from tdsm.decomposition.strategies import Strategy
 from tdsm.features.config import MapConfig
-from tdsm.features.extract import make_maps
+from tdsm.features.kinds import make_maps
 from tdsm.study.config import ObjectiveStudyConfig
 from tdsm.training.config import TrainConfig
 from tdsm.training.objectives import Objective, check_objectives, training_loss

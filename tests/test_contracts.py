@@ -142,6 +142,16 @@ CASES = {
         "(2, 5, 7)",
         "(batch, tokens, 12)",
     ),
+    "regions that are not of the points": (
+        lambda g: tdsm.contributions(g.field, g.tokens, g.coords, torch.zeros(7, dtype=torch.int64)),
+        "7",
+        "4",
+    ),
+    "option of no contribution": (
+        lambda g: tdsm.contributions(g.field, g.tokens, g.coords, torch.zeros(4, dtype=torch.int64), head=1),
+        "'head'",
+        "'attention'",
+    ),
     "queries of no square": (lambda g: tdsm.get_tdsm(g.field, g.images, torch.zeros(5, 6)), "(5, 6)", "square"),
     "queries of nothing": (lambda g: tdsm.get_tdsm(g.field, g.images, torch.zeros(0, 6)), "(0, 6)", "square"),
     "queries of one number": (lambda g: tdsm.get_tdsm(g.field, g.images, torch.tensor(1.0)), "()", "square"),
@@ -198,7 +208,7 @@ def test_bad_input_is_named(outcomes, name):
 def test_every_public_callable_is_tried():
     """By name in the source of the cases; types are tested beside their definition, a plan only reads shapes."""
     source = Path(__file__).read_text()
-    elsewhere = {"__version__", "TdsmError", "TokenField", "FieldConfig", "NeuralField", "plan_decoding"}
+    elsewhere = {"__version__", "TdsmError", "TokenField", "FieldConfig", "NeuralField", "plan_decoding", "adapters"}
     assert [name for name in tdsm.__all__ if name not in elsewhere and f"{name}(" not in source] == []
 
 
