@@ -11,7 +11,7 @@ from tdsm.features.config import MapConfig
 from tdsm.models.config import FieldConfig
 from tdsm.pipeline.config import RunConfig
 from tdsm.study.config import AnalysisConfig, ObjectiveStudyConfig, StudyConfig, TokenStudyConfig
-from tdsm.training.config import TrainConfig
+from tdsm.training.config import LoopConfig, TrainConfig
 from tdsm.training.registry import OBJECTIVES
 
 MODELS = [
@@ -22,6 +22,7 @@ MODELS = [
     FieldConfig,
     HeadConfig,
     LearningRates,
+    LoopConfig,
     MapConfig,
     ObjectiveStudyConfig,
     ProbeConfig,
@@ -59,8 +60,12 @@ def test_objectives_are_the_registrys():
         assert TrainConfig().objectives["another"] == 0
 
 
+def below(model: type) -> set[type]:
+    return {model}.union(*map(below, model.__subclasses__()))
+
+
 def test_all_models_are_found():
-    assert set(MODELS) == {model for model in Settings.__subclasses__() if model.__module__.endswith(".config")}
+    assert set(MODELS) == {model for model in below(Settings) if model.__module__.endswith(".config")}
 
 
 @pytest.mark.parametrize("model", MODELS)

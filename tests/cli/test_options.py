@@ -88,7 +88,7 @@ def test_an_unknown_preset_is_named_with_those_there_are():
         ("sead: 1", "sead: unknown, perhaps you meant 'seed'"),
         ("train: {step: 1}", "train.step: unknown, perhaps you meant 'steps'"),
         ("train: {augment: {crops: 1}}", "train.augment.crops: unknown, perhaps you meant 'crop'"),
-        ("train: {zzz: 1}", "train.zzz: unknown, expected one of steps, batch_size"),
+        ("train: {zzz: 1}", "train.zzz: unknown, expected one of accumulate, precision"),
         ("train: 3", "train is 3: "),
         ("train: {steps: many}", "train.steps is 'many': input should be a valid integer"),
         ("train: {steps: 1.5}", "train.steps is 1.5: "),

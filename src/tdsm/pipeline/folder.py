@@ -27,7 +27,6 @@ from tdsm.base import io
 from tdsm.base.environment import describe_environment
 from tdsm.base.errors import CheckpointError, ResourceError, UsageError
 from tdsm.base.settings import differences
-from tdsm.decomposition.kernels.cpu import describe
 from tdsm.pipeline.config import RunConfig
 from tdsm.training.config import RESUMABLE
 
@@ -79,6 +78,8 @@ def create_run(path: Path, config: RunConfig, *, resume: bool) -> None:
             raise UsageError(f"{path}: this run exists. Continue it with --resume, or choose another --run.")
         rewrite_config(path, config, may_change=_may_change_on_resume)
         return
+    from tdsm.decomposition.kernels.cpu import describe  # late: the command line reads configs without torch
+
     io.write_json(path / ENVIRONMENT, describe_environment() | {"kernel": describe()})
     io.write_json(path / CONFIG, config.model_dump(mode="json"))
 

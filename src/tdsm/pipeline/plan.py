@@ -87,7 +87,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 def _words(seconds: float) -> str:
     """Write a duration for people.
 
-    >>> _words(40), _words(400), _words(40000)
+    >>> _words(40.0), _words(400.0), _words(40000.0)
     ('40 s', '7 min', '11.1 h')
     """
     return (
