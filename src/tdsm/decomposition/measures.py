@@ -12,13 +12,12 @@ from torch import Tensor
 
 from tdsm.base.errors import UsageError
 from tdsm.base.statistics import psnr
+from tdsm.decomposition.reduce import ComponentImages
 from tdsm.tokenfield import TokenField, resolve_points
-
-Components = Float[Tensor, "batch tokens *points channels"]
 
 
 def completeness_error(
-    components: Components,
+    components: ComponentImages,
     base: Float[Tensor, "batch *points channels"],
     reconstruction: Float[Tensor, "batch *points channels"],
 ) -> Float[Tensor, " batch"]:
@@ -37,7 +36,7 @@ def completeness_error(
     return torch.where(missed == 0, 0.0, missed / explained)
 
 
-def redundancy(components: Components) -> Float[Tensor, " batch"]:
+def redundancy(components: ComponentImages) -> Float[Tensor, " batch"]:
     """Measure how alike the component images of one image are: 0 uncorrelated, 1 all the same up to scale.
 
         mean over pairs k < l of |corr(I_k, I_l)|         (Pearson, over points and channels)
@@ -53,7 +52,7 @@ def redundancy(components: Components) -> Float[Tensor, " batch"]:
     return pairs / max(1, count * (count - 1) // 2)
 
 
-def effective_rank(components: Components) -> Float[Tensor, " batch"]:
+def effective_rank(components: ComponentImages) -> Float[Tensor, " batch"]:
     """Count the directions that the component images of one image span, weighted by their size.
 
         exp(− Σ_i p_i log p_i),   p_i = σ_i / Σ_j σ_j,   σ: singular values of the (tokens, points · channels) matrix
@@ -69,7 +68,7 @@ def effective_rank(components: Components) -> Float[Tensor, " batch"]:
     return torch.where(total[:, 0] == 0, 0.0, torch.special.entr(share).sum(-1).exp())
 
 
-def spatial_spread(components: Components) -> Float[Tensor, "batch tokens"]:
+def spatial_spread(components: ComponentImages) -> Float[Tensor, "batch tokens"]:
     """Measure how evenly each component is spread over the points: 0 at one point, 1 everywhere alike.
 
         − Σ_q p(q) log p(q) / log N,   p(q) = Σ_c I_k(q, c)² / Σ_q',c I_k(q', c)²
@@ -86,7 +85,7 @@ def spatial_spread(components: Components) -> Float[Tensor, "batch tokens"]:
 
 
 def stability(
-    components: Components,
+    components: ComponentImages,
     others: Float[Tensor, "images others *places channels"],
     shift: Sequence[int] | None = None,
 ) -> Float[Tensor, "batch tokens"]:
@@ -126,7 +125,7 @@ def stability(
 
 
 def match_tokens(
-    components: Components, others: Float[Tensor, "images others *places channels"]
+    components: ComponentImages, others: Float[Tensor, "images others *places channels"]
 ) -> tuple[Int[Tensor, " tokens"], Float[Tensor, " tokens"]]:
     """Find each token's counterpart in another field, such as one trained from another seed.
 
@@ -160,7 +159,7 @@ def match_tokens(
     return columns, similarity[rows.to(similarity.device), columns]
 
 
-def rank_by_energy(components: Components) -> Int[Tensor, "batch tokens"]:
+def rank_by_energy(components: ComponentImages) -> Int[Tensor, "batch tokens"]:
     """Order the tokens of each image by ‖I_k‖, the largest first.
 
     >>> rank_by_energy(torch.tensor([1.0, 3.0, 2.0]).reshape(1, 3, 1, 1, 1))
@@ -254,7 +253,7 @@ def positional_constants(features: Float[Tensor, "batch tokens *features"], thre
     return (between_image_share(features) < threshold).nonzero().flatten().tolist()
 
 
-def class_selectivity(components: Components, labels: Int[Tensor, " batch"]) -> Float[Tensor, " tokens"]:
+def class_selectivity(components: ComponentImages, labels: Int[Tensor, " batch"]) -> Float[Tensor, " tokens"]:
     """Measure which share of a pooled component's variance lies between classes: η² of an analysis of variance.
 
         η²(k) = Σ_y n_y ‖m_yk − m_k‖² / Σ_b ‖p_bk − m_k‖²,   p_bk: component pooled over points

@@ -16,21 +16,21 @@ from torch import Tensor
 from tdsm.base.errors import UsageError
 from tdsm.decomposition.registry import REDUCTIONS
 
-Components = Float[Tensor, "batch tokens *points channels"]
+ComponentImages = Float[Tensor, "batch tokens *points channels"]
 Map = Float[Tensor, "batch *points maps"]
 
 
-def reduce_mean(components: Components) -> Map:
+def reduce_mean(components: ComponentImages) -> Map:
     """Average over channels: one map a token."""
     return components.mean(dim=-1).movedim(1, -1)
 
 
-def reduce_rgb(components: Components) -> Map:
+def reduce_rgb(components: ComponentImages) -> Map:
     """Keep all channels, token-major: map k · C + c is channel c of token k."""
     return rearrange(components, "b k ... c -> b ... (k c)")
 
 
-def reduce_l2(components: Components) -> Map:
+def reduce_l2(components: ComponentImages) -> Map:
     """Take the Euclidean norm over channels: one non-negative map a token."""
     return torch.linalg.vector_norm(components, dim=-1).movedim(1, -1)
 
@@ -42,7 +42,7 @@ class Reduction:
     Decoding that is told `on_the_way` leaves the components of one token as one map, and never has them whole.
     """
 
-    reduce: Callable[[Components], Map]
+    reduce: Callable[[ComponentImages], Map]
     keeps_channels: bool = False  # a map a token and channel, instead of one a token
     on_the_way: Literal["none", "mean", "l2"] = "none"
 
@@ -52,7 +52,7 @@ RGB = Reduction(reduce_rgb, keeps_channels=True)
 L2 = Reduction(reduce_l2, on_the_way="l2")
 
 
-def reduce_components(components: Components, reduction: str) -> Map:
+def reduce_components(components: ComponentImages, reduction: str) -> Map:
     """Reduce component images by name.
 
     >>> reduce_components(torch.zeros(2, 8, 32, 32, 3), "rgb").shape
