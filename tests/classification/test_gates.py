@@ -1,5 +1,6 @@
 """The gate opens exactly n tokens and finds those that carry the label, for every seed, whatever the global state."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -12,6 +13,7 @@ from tdsm.classification.heads import make_head
 from tdsm.classification.probe import Samples, fit_head
 from tdsm.features.store import FeatureRows
 from tdsm.study.tokens import draw
+from tdsm.training import engine
 from tdsm.training.engine import train as train_task
 
 HEAD, PROBE = HeadConfig(kind="avg"), ProbeConfig(epochs=24, batch_size=32, learning_rates=(1e-2,))
@@ -95,6 +97,36 @@ def test_the_head_learns_alone_at_first_and_then_the_gate_too():
     assert all(has_head for _, has_head in moved)
     assert [has_gate for has_gate, _ in moved] == [False] * 4 + [True] * 11
     assert torch.equal(seen[4][0], torch.zeros(12))
+
+
+@pytest.mark.parametrize("step", [0, 3, 9])
+def test_a_gate_that_broke_off_ends_as_if_it_had_not(tmp_path, monkeypatch, step):
+    """With dropout before the scores, of which the gate's noise is independent."""
+    train, validation, take = labelled(64, 1), labelled(32, 2), engine._Training.take_step
+    probe = PROBE.model_copy(update={"epochs": 8, "ema": 0.5})
+
+    def fit(folder):
+        torch.manual_seed(0)
+        head = HeadConfig(kind="avg", dropout=0.3)
+        gated = GatedClassifier(make_head(head, 12, 4, (3, 3)), TokenGate(12, 3))
+        task = gate_task(gated, train, validation, probe, 0, "cpu", 1e-2, 0.0)
+        history = train_task(dataclasses.replace(task, checkpoint_every=2), probe, seed=0, folder=folder)
+        return gated.state_dict(), history[-1]["validation_accuracy"]
+
+    def broken(self):
+        if self.step == step:
+            raise OSError("power cut")
+        take(self)
+
+    whole, accuracy = fit(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._Training, "take_step", broken)
+        with pytest.raises(OSError, match="power cut"):
+            fit(tmp_path / "broken")
+    again, other = fit(tmp_path / "broken")
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    assert other == accuracy
+    assert whole["gate.scores"].abs().sum() > 0
 
 
 def test_noise_belongs_to_the_step_and_not_to_the_process():

@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-import warnings
 
 import pytest
 
@@ -10,7 +9,6 @@ from tdsm.base.environment import describe_environment
 from tdsm.base.errors import CheckpointError, UsageError
 from tdsm.base.settings import differences
 from tdsm.pipeline.folder import create_run, owned, read_config
-from tdsm.training.checkpoints import latest_checkpoint, save_checkpoint
 from tests.tinyrun import tiny
 
 
@@ -106,49 +104,3 @@ def test_the_environment_says_with_what_and_where():
     assert facts["command"].startswith("tdsm")
     assert facts["threads"] >= 1
     json.dumps(facts)
-
-
-def checkpoint(path, step):
-    save_checkpoint(path, step, lambda folder: io.write_json(folder / "state.json", {"step": step}))
-
-
-def test_the_two_newest_checkpoints_are_kept(tmp_path):
-    for step in (2, 9, 10, 100):
-        checkpoint(tmp_path, step)
-    names = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())
-    assert names == ["step-00000010", "step-00000100"]
-    assert latest_checkpoint(tmp_path).name == "step-00000100"
-
-
-def truncate(folder):
-    (folder / "state.json").write_bytes(b"{")
-
-
-def flip(folder):
-    data = bytearray((folder / "state.json").read_bytes())
-    data[3] ^= 1
-    (folder / "state.json").write_bytes(bytes(data))
-
-
-def lose(folder):
-    (folder / "state.json").unlink()
-
-
-def lose_manifest(folder):
-    (folder / "manifest.json").unlink()
-
-
-@pytest.mark.parametrize("damage", [truncate, flip, lose, lose_manifest])
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, damage):
-    checkpoint(tmp_path, 1)
-    checkpoint(tmp_path, 2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert latest_checkpoint(tmp_path).name == "step-00000002"
-    damage(tmp_path / "checkpoints" / "step-00000002")
-    with pytest.warns(UserWarning, match="Falling back to the checkpoint before it"):
-        assert latest_checkpoint(tmp_path).name == "step-00000001"
-
-
-def test_without_checkpoints_there_is_none(tmp_path):
-    assert latest_checkpoint(tmp_path) is None

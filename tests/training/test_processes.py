@@ -48,7 +48,7 @@ def runs(request, tmp_path_factory):
 
 
 def read_history(run):
-    return json.loads((run / "history.json").read_text())
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_two_processes_have_the_losses_of_one(runs):
@@ -129,6 +129,32 @@ def test_a_failing_process_stops_all_and_the_run_then_ends_as_if_it_had_not_fail
         del entry["seconds"], entry["images_per_second"]
     assert metrics[0] == metrics[1]
     assert len(metrics[0]) == 8
+
+
+INTERRUPTED = """
+import signal
+import sys
+from tdsm.training import engine, processes
+from tdsm.cli.main import run_command
+whole = engine._Training.take_step
+def step(self):
+    whole(self)
+    if processes.rank() == 1 and self.step == 5:
+        signal.raise_signal(signal.SIGINT)
+engine._Training.take_step = step
+sys.exit(run_command(sys.argv[1:]))
+"""
+
+
+def test_a_ctrl_c_of_one_process_ends_all_after_the_same_step(tmp_path):
+    script = tmp_path / "interrupted.py"
+    script.write_text(INTERRUPTED)
+    rare = BATCH | {"steps": 40, "validate_every": 40, "checkpoint_every": 40}
+    config = write_yaml(tmp_path / "tiny.yaml", train=rare)
+    done = torchrun("train", "--config", config, "--run", tmp_path / "run", script=[str(script)])
+    assert done.returncode != 0
+    assert "interrupted; continue with --resume" in done.stderr
+    assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000016"]
 
 
 ALL = """

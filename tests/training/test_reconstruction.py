@@ -50,7 +50,8 @@ def weights(path: Path) -> dict[str, str]:
 
 
 def history(path: Path) -> list[tuple]:
-    return [tuple(entry[name] for name in WHOLE_HISTORY) for entry in json.loads((path / "history.json").read_text())]
+    entries = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [tuple(entry[name] for name in WHOLE_HISTORY) for entry in entries]
 
 
 def steps(path: Path) -> list[int]:
