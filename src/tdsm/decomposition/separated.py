@@ -227,8 +227,10 @@ class InverseDeviation(torch.autograd.Function):
         """Return r of shape (tokens, points)."""
         wide = torch.float32 if query.device.type == "mps" else torch.float64
         q, c = query.to(wide), value.to(wide)
-        square = torch.addmm(q.square().sum(-1) + c.square().sum(-1, keepdim=True), c, q.T, alpha=2)
-        inverse = square.div_(q.shape[-1]).clamp_(min=0).add_(eps).rsqrt_().to(query.dtype)
+        left = torch.cat([2 * c, c.square().sum(-1, keepdim=True), c.new_ones(len(c), 1)], dim=-1)
+        right = torch.cat([q, q.new_ones(len(q), 1), q.square().sum(-1, keepdim=True)], dim=-1)
+        square = (left @ right.T).to(query.dtype)  # all three terms in one product
+        inverse = square.div_(q.shape[-1]).clamp_(min=0).add_(eps).rsqrt_()
         ctx.save_for_backward(query, value, inverse)
         return inverse
 

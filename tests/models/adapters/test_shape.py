@@ -4,6 +4,8 @@ from torch import nn
 
 from tdsm.base.errors import SpaceWarning, UsageError
 from tdsm.decomposition import decompose
+from tdsm.decomposition.definition import loop
+from tdsm.decomposition.exact import exact
 from tdsm.decomposition.solo import missing_space
 from tdsm.models.adapters.shape import shape_field
 from tests.models.adapters import shape_modules as own
@@ -82,6 +84,26 @@ def test_a_residual_carries_space_and_its_absence_is_said(name):
     if name not in WITH_RESIDUAL:
         with pytest.warns(SpaceWarning, match="query residual"):
             decompose(field, field.encode(latents_of(field.model)), SIZE, method="solo")
+
+
+@pytest.mark.parametrize("name", WITH_RESIDUAL)
+def test_the_first_layer_separates_with_and_without_a_last_norm(name):
+    field = shape_field(randomised(MODELS[name](), torch.float64))
+    readout = field.separable_readout()
+    assert not readout.is_gated
+    assert (readout.final_norm is None) == name.endswith("no last norm")
+    tokens, queries = field.encode(latents_of(field.model)).detach(), field.queries(2 * torch.rand(7, 3).double() - 1)
+    weights = [readout.norm.weight, *(x for x in vars(readout).values() if isinstance(x, torch.Tensor) and x.is_leaf)]
+    images = [way(field, tokens, queries.detach()) for way in (exact, loop)]
+    torch.testing.assert_close(*images, rtol=1e-12, atol=1e-12)
+    for seen, want in zip(*(torch.autograd.grad(x.square().sum(), weights) for x in images), strict=True):
+        torch.testing.assert_close(seen, want, rtol=1e-10, atol=1e-12 * float(want.abs().max()))
+
+
+def test_another_activation_is_noticed_and_read_out_as_it_is(monkeypatch):
+    monkeypatch.setattr(own.MLP, "forward", lambda self, x: self.c_proj(torch.relu(self.c_fc(x))))
+    field = shape_field(randomised(own.ShapeVAE(), torch.float64))
+    assert field.separable_readout() is None
 
 
 @torch.no_grad()

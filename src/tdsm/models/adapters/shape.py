@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tdsm.base.errors import UsageError
 from tdsm.base.randomness import generator
+from tdsm.decomposition.separated import evaluate, prepare
 from tdsm.models.adapters.shape_decoders import GeoDecoderField, ShapeField, TripoSGField, VecSetField
 
 FAMILIES: dict[str, type[ShapeField]] = {
@@ -44,6 +45,7 @@ def shape_field(model: nn.Module) -> ShapeField:
         if all(_has(decoder, name) for name in kind.PARTS):
             field = kind(model)
             _check_equal(field, type(model).__name__)
+            field.separates = _is_as_declared(field)
             return field
     known = "; ".join(f"{family}: {', '.join(kind.PARTS)}" for family, kind in FAMILIES.items())
     raise UsageError(
@@ -74,6 +76,18 @@ def _check_equal(field: ShapeField, name: str) -> None:
             f"{_largest(expected):.2g} differ by {difference:.1e}. Is it in evaluation mode (model.eval()), with its "
             "own attention unchanged? Another decoder is wrapped in a few lines: see examples/own_model.py."
         )
+
+
+@torch.no_grad()
+def _is_as_declared(field: ShapeField) -> bool:
+    """Tell whether a few token values are read out as the declared weights say; another activation is not."""
+    readout = field.declared_readout()
+    if readout is None:
+        return False
+    draw, weight = generator(0, "shape_field readout"), field.output_projection()[0]
+    queries, values = (torch.randn(4, len(weight), generator=draw).to(weight) for _ in range(2))
+    seen, expected = evaluate(prepare(readout, queries), values[None])[0], field.readout(queries, values[:, None])
+    return _largest(seen - expected) <= torch.finfo(weight.dtype).eps ** 0.5 * max(1.0, _largest(expected))
 
 
 def _largest(values: Tensor) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tdsm.base.errors import UsageError
 from tdsm.models.adapters.cross_attention import CrossAttentionField
+from tdsm.tokenfield import Norm, Readout
 
 PLAIN, INTERLEAVED = ("AttnProcessor", "AttnProcessor2_0"), ("TripoSGAttnProcessor2_0",)
 
@@ -28,7 +29,16 @@ class ShapeField(CrossAttentionField):
     num_axes = 3
     has_query_residual = True
     has_nonlinear_readout = True
+    separates = False  # whether `declared_readout` says what `readout` does, with GELU; seen when the model is wrapped
     token_width: int
+
+    def declared_readout(self) -> Readout | None:
+        """Return the readout's weights in the form that the family has; None for one without a query residual."""
+        return None
+
+    def separable_readout(self) -> Readout | None:
+        """Return the readout's weights: ungated, with a final norm where the model has one."""
+        return self.declared_readout() if self.separates else None
 
     def run_model(
         self, coords: Float[Tensor, "points axes"], tokens: Float[Tensor, "batch tokens token_width"]
@@ -94,6 +104,12 @@ class TripoSGField(ShapeField):
         x = x + self.block.ff(self.block.norm3(x))
         return -self.model.decoder.proj_out(self.model.decoder.norm_out(x))
 
+    def declared_readout(self) -> Readout | None:
+        """Return the readout's weights."""
+        project = self.model.decoder.proj_out
+        layers = (self.block.norm3, self.block.ff, self.model.decoder.norm_out)
+        return _ungated(*layers, -project.weight, -project.bias)
+
     def run_model(self, coords: Tensor, tokens: Tensor) -> Tensor:
         """Run the model's decoder with tokens as what it cached."""
         points = self.model.embedder(coords.to(tokens.dtype).expand(len(tokens), -1, -1))
@@ -153,6 +169,11 @@ class GeoDecoderField(ShapeField):
         x = x + self.block.mlp(self.block.ln_3(x))
         return self.decoder.output_proj(self.norm_post(x))
 
+    def declared_readout(self) -> Readout | None:
+        """Return the readout's weights."""
+        project = self.decoder.output_proj
+        return _ungated(self.block.ln_3, self.block.mlp, self.norm_post, project.weight, project.bias)
+
     def run_model(self, coords: Tensor, tokens: Tensor) -> Tensor:
         """Run the decoder."""
         return self.decoder(queries=coords.expand(len(tokens), -1, -1), latents=tokens)
@@ -211,6 +232,26 @@ class VecSetField(ShapeField):
 
     def _finish(self, x: Tensor) -> Tensor:
         return self.model.to_outputs(x if self.model.decoder_ff is None else x + self.model.decoder_ff(x))
+
+
+def _ungated(norm: nn.Module, feedforward: nn.Module, final: nn.Module, weight: Tensor, bias: Tensor) -> Readout | None:
+    """Collect W_c LN'(x + W_2 GELU(W_1 LN(x) + b_1) + b_2) + b_c, without LN' where the final norm is none.
+
+    None for another norm, or a feed-forward that is not made of two linear layers.
+    """
+    layers = [layer for layer in feedforward.modules() if isinstance(layer, nn.Linear)]
+    if len(layers) != 2 or any(x.bias is None for x in layers) or not isinstance(norm, nn.LayerNorm):
+        return None
+    return Readout(
+        norm=Norm.of(norm, like=weight),
+        hidden_weight=layers[0].weight,
+        hidden_bias=layers[0].bias,
+        output_weight=layers[1].weight,
+        output_bias=layers[1].bias,
+        channel_weight=weight,
+        channel_bias=bias,
+        final_norm=Norm.of(final, like=weight) if isinstance(final, nn.LayerNorm) else None,
+    )
 
 
 def normed(projected: Tensor, heads: int, norm: nn.Module | None) -> Tensor:
