@@ -213,7 +213,7 @@ def test_neighbours_are_chosen_on_validation_the_fewest_on_a_tie():
     accuracies = {}
     for k in config.neighbours:
         predicted = predict_knn(validation.features, train, 3, k, 0.2)
-        accuracies[k] = (predicted == validation.labels).float().mean().item()
+        accuracies[k] = (predicted == validation.labels).double().mean().item()
     choice = fit_knn(train, validation, 3, config)
     assert choice.accuracy == max(accuracies.values())
     assert choice.settings["neighbours"] == min(k for k, value in accuracies.items() if value == choice.accuracy)

@@ -85,13 +85,14 @@ def test_views_are_added_to_the_training_samples_alone(fresh):
 
 def test_neighbours_are_sought_among_training_samples_alone(fresh, monkeypatch):
     seen = []
-    whole = probe.knn_scores
+    whole = probe.nearest
 
-    def spy(queries, references, *rest):
-        seen.append((queries, references))
-        return whole(queries, references, *rest)
+    def spy(queries, references, neighbours):
+        blocks = list(references)
+        seen.append((queries, torch.cat([vectors for vectors, _ in blocks])))
+        return whole(queries, blocks, neighbours)
 
-    monkeypatch.setattr(probe, "knn_scores", spy)
+    monkeypatch.setattr(probe, "nearest", spy)
     config = fresh.config.probe.model_copy(update={"rows": ("pixels-knn",)})
     fresh = replace(fresh, config=fresh.config.model_copy(update={"probe": config}))
     fit_rows(fresh)

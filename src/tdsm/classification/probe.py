@@ -1,6 +1,7 @@
 """Train a classification head on frozen, stored features, and choose it on validation."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from tdsm.base.randomness import derive_seed
 from tdsm.classification.config import HeadConfig, ProbeConfig
 from tdsm.classification.heads import TDSMClassifier, make_head
-from tdsm.classification.knn import knn_scores
+from tdsm.classification.knn import Block, nearest, votes
 from tdsm.data import ImageSet
 from tdsm.features.store import FeatureRows
 from tdsm.training import processes
@@ -87,8 +88,12 @@ def fit_seeds(
 
 
 def fit_knn(train: Samples, validation: Samples, num_classes: int, config: ProbeConfig) -> Choice:
-    """Choose the number of neighbours on validation, with the training samples as references."""
-    accuracies = {k: _knn_accuracy(train, validation, num_classes, k, config.temperature) for k in config.neighbours}
+    """Choose the number of neighbours on validation, with the training samples as references; they are sought once."""
+    cosines, found = neighbours_of(validation.features, train, max(config.neighbours))
+    accuracies = {}
+    for k in config.neighbours:
+        predicted = votes(cosines[:, :k], found[:, :k], num_classes, config.temperature).argmax(dim=1)
+        accuracies[k] = (predicted == validation.labels).double().mean().item()
     k = max(accuracies, key=lambda key: (accuracies[key], -key))
     return Choice(accuracies[k], {"neighbours": k, "temperature": config.temperature}, None)
 
@@ -117,10 +122,28 @@ def predict_knn(
     features: FeatureRows, train: Samples, num_classes: int, neighbours: int, temperature: float
 ) -> Int[Tensor, " samples"]:
     """Return the class of each sample by the vote of training samples."""
+    return votes(*neighbours_of(features, train, neighbours), num_classes, temperature).argmax(dim=1)
+
+
+def neighbours_of(
+    features: FeatureRows, train: Samples, neighbours: int
+) -> tuple[Float[Tensor, "samples neighbours"], Int[Tensor, "samples neighbours"]]:
+    """Find cosines and labels of each sample's nearest training samples, both standardised channel by channel.
+
+    Samples and references are read in blocks: memory does not grow with their number.
+    """
     mean, deviation = channel_statistics(train)
     scale = torch.where(deviation > 1e-6, deviation, 1.0)
-    flat = [((rows[torch.arange(len(rows))] - mean) / scale).flatten(1) for rows in (features, train.features)]
-    return knn_scores(flat[0], flat[1], train.labels, num_classes, neighbours, temperature).argmax(dim=1)
+
+    def vectors(rows: FeatureRows, part: Tensor) -> Float[Tensor, "block width"]:
+        return ((rows[part] - mean) / scale).flatten(1)
+
+    def references() -> Iterator[Block]:
+        return ((vectors(train.features, p), train.labels[p]) for p in torch.arange(len(train.features)).split(READ))
+
+    parts = torch.arange(len(features)).split(READ)
+    found = [nearest(vectors(features, part), references(), neighbours) for part in parts]
+    return torch.cat([cosines for cosines, _ in found]), torch.cat([labels for _, labels in found])
 
 
 def channel_statistics(samples: Samples) -> tuple[Float[Tensor, " maps"], Float[Tensor, " maps"]]:
@@ -188,8 +211,3 @@ def _fit_once(
     epoch = best["step"] // order.per_epoch
     settings = {"learning_rate": rate, "weight_decay": decay, "epoch": epoch}
     return Choice(best["validation_accuracy"], settings, classifier)
-
-
-def _knn_accuracy(train: Samples, other: Samples, num_classes: int, neighbours: int, temperature: float) -> float:
-    predicted = predict_knn(other.features, train, num_classes, neighbours, temperature)
-    return (predicted == other.labels).float().mean().item()
