@@ -4,7 +4,7 @@
 
 Trains 256 tokens × 512 with bfloat16, compiled blocks and the images on the device; then the table of heads and
 baselines, the regimes `frozen` and `finetune`, and the page. Each step takes up what an earlier call left: after a
-kill, the same command goes on. RUN holds curves (history.json, the page), the weights (field/) and their recipe
+kill, the same command goes on. RUN holds curves (field/curves.json, the page), the weights (field/) and their recipe
 (config.json, environment.json), and the results (table.md, regimes.md). With several GPUs, run the first step, which
 is printed, under torchrun, then this script.
 

@@ -245,7 +245,15 @@ def test_ctrl_c_saves_the_whole_step_and_ends_with_130(tmp_path, monkeypatch, ca
     assert history(tmp_path / "run") == history(uninterrupted)
 
 
-def test_a_second_ctrl_c_ends_at_once(tmp_path, monkeypatch):
+@pytest.fixture
+def heard():
+    """Hear Ctrl-C as a terminal's process does; one started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path, monkeypatch, heard):
     def stuck(self):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)

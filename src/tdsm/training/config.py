@@ -91,21 +91,3 @@ They extend or correct a training; the others decide what is trained on what. Ra
 from the next step on, with the schedule of the new settings as if it had always been theirs: after more `steps` the
 cosine is the longer one, so the rate rises to where that one stands, and a lower `learning_rate` lowers what is left.
 """
-
-
-def refused_on_resume(before: TrainConfig, after: TrainConfig) -> list[str]:
-    """List the entries that differ and may not change so when a training is resumed, as `name: before -> after`.
-
-    >>> start = TrainConfig(steps=100)
-    >>> refused_on_resume(start, TrainConfig(steps=200, learning_rate=1e-4))
-    []
-    >>> refused_on_resume(start, TrainConfig(steps=50, batch_size=8))
-    ['steps: 100 -> 50 (only higher)', 'batch_size: 64 -> 8']
-    """
-    refused = []
-    for name in RESUMABLE | dict.fromkeys(TrainConfig.model_fields):
-        old, new = getattr(before, name), getattr(after, name)
-        rule = RESUMABLE.get(name)
-        if old != new and rule != "any" and not (rule == "higher" and new > old):
-            refused.append(f"{name}: {old} -> {new}" + (" (only higher)" if rule else ""))
-    return refused
