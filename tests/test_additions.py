@@ -3,21 +3,26 @@
 An `.added(NAME, ENTRY)` below stands for the line; what it adds stands for the file.
 """
 
+import sys
+import types
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
 import torch
 import tyro
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from torch import nn
 
 import tdsm
 from tdsm.base.errors import UsageError
+from tdsm.base.settings import Settings
 from tdsm.classification.config import HeadConfig
 from tdsm.classification.heads import Head, make_head
 from tdsm.classification.registry import HEADS
+from tdsm.cli import verbs
 from tdsm.cli.flags import FLAGS
+from tdsm.cli.main import parse
 from tdsm.data import DataConfig, load_data
 from tdsm.data.load import SOURCES
 from tdsm.data.toy import load_toy
@@ -32,6 +37,7 @@ from tdsm.study.config import ObjectiveStudyConfig
 from tdsm.training.config import TrainConfig
 from tdsm.training.objectives import Objective, check_objectives, training_loss
 from tdsm.training.registry import OBJECTIVES
+from tests import tinyrun
 from tests.conftest import small_field
 
 SIZE = (4, 6)
@@ -199,3 +205,23 @@ def test_an_objective():
         assert ObjectiveStudyConfig().objectives[-1] == "grey"
     assert refused(TrainConfig, objectives={"grey": 1})
     assert "grey" not in TrainConfig().objectives
+
+
+# ---------------------------------------------------------------- a study: its settings, its module of the same name
+
+
+class CountConfig(Settings):
+    """How many test images are there?"""
+
+    times: int = Field(1, ge=1, description="How often they are counted.")
+
+
+def test_a_study_is_its_settings_and_a_module_of_its_name(tmp_path, monkeypatch):
+    module = types.ModuleType("tdsm.study.count")
+    module.answer = lambda run, config: (run.path / "count.md", f"{config.times * len(run.data.test)} images")
+    monkeypatch.setitem(sys.modules, "tdsm.study.count", module)
+    question = verbs._question("count", CountConfig)  # what one line in QUESTIONS adds to `tdsm study`
+    monkeypatch.setitem(verbs.VERBS, "count", question.__origin__)
+    run = tinyrun.demo(tmp_path / "run")
+    path, words = parse(["count", str(run), "--times", "2"]).answer(tinyrun.finished(run))
+    assert (path, words) == (run / "count.md", "120 images")
