@@ -105,7 +105,7 @@ def test_images_without_labels_train_and_analyse_and_only_what_needs_labels_is_r
 @pytest.mark.parametrize(
     ("entry", "value", "error"),
     [
-        (("seed",), 1, DataError),
+        (("seed",), 1, CheckpointError),
         (("field", "widths"), [10], CheckpointError),
         (("train", "steps"), 9, CheckpointError),
         (("train", "learning_rate"), 0.5, CheckpointError),

@@ -92,32 +92,34 @@ def train_and_keep(
     return field.eval()
 
 
-def require_trained(path: Path) -> None:
-    """Raise `CheckpointError` unless the field of a run is trained to the end."""
+def require_trained(path: Path, config: RunConfig) -> None:
+    """Refuse a run whose field is not trained to the end, damaged, or made with other settings than the run's.
+
+    Raises:
+        CheckpointError: It says which, and how to go on.
+    """
     if not (path / FIELD_FOLDER).is_dir():
         raise CheckpointError(
             f"{path}: its field is not trained to the end. Continue: tdsm train --run {path} --resume"
         )
-
-
-def kept_field(path: Path, config: RunConfig, data: Data) -> NeuralField:
-    """Load the trained field of a run.
-
-    Raises:
-        CheckpointError: If it is damaged, or made with other settings than the run's.
-    """
     made_from = io.verify_folder(path / FIELD_FOLDER, holds=HOLDS).made_from
     expected = {
         "field": config.field.model_dump(mode="json"),
         "seed": config.seed,
         "train": config.train.model_dump(mode="json"),
-        "data": {"train": data.train.fingerprint(), "validation": data.validation.fingerprint()},
     }
     if changed := _changed(made_from, expected):
         raise CheckpointError(
             f"{path}: its settings were changed since its field was trained: {link.in_words(changed)}. Put them back, "
             f"or train on where that is allowed: tdsm train --run {path} --resume"
         )
+
+
+def kept_field(path: Path, config: RunConfig, data: Data) -> NeuralField:
+    """Load the trained field of a run; raise `CheckpointError` if it was trained on other data."""
+    sets = {"data": {"train": data.train.fingerprint(), "validation": data.validation.fingerprint()}}
+    if changed := _changed(io.read_manifest(path / FIELD_FOLDER).made_from, sets):
+        raise CheckpointError(f"{path}: its field was trained on other data: {link.in_words(changed)}.")
     return load_field(path).to(resolve_device(config.device))
 
 

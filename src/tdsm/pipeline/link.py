@@ -45,7 +45,7 @@ def fault(path: Path, made_from: Mapping[str, Any], *, holds: Iterable[str]) -> 
     try:
         manifest = io.verify_folder(path, holds=holds)
     except CheckpointError as error:
-        return f"it is damaged: {str(error).rstrip('.')}"
+        return f"it is damaged: {str(error).split(';')[0].rstrip('.')}"
     changed = differences(manifest.made_from, io.plain(dict(made_from)))
     return f"it was made from something else: {in_words(changed)}" if changed else None
 

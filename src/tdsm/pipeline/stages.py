@@ -62,7 +62,7 @@ def take_up(path: Path, say: Say, *, source: str | None = None) -> Run:
         DataError: If the data are not those the run was made with.
     """
     config = read_config(path)
-    require_trained(path)
+    require_trained(path, config)
     if source is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"source": absolute_source(source)})})
     place = Path(config.data.source.rpartition(":")[2])
