@@ -77,26 +77,30 @@ def test_a_disk_that_fails_at_any_operation_in_turn_is_no_loss(whole, tmp_path):
 @pytest.mark.slow
 def test_sixty_kills_lose_and_repeat_nothing(tmp_path):
     """Real SIGKILLs at random moments of every verb, each started again until it is done."""
-    config = write_yaml(tmp_path / "tiny.yaml", train__steps=40, train__checkpoint_every=5)
-    run, draw, kills, began = tmp_path / "run", random.Random(0), 0, {}
-    for name in ("undisturbed", "killed"):
-        run = tmp_path / name
-        for number in range(len(VERBS)):
-            while True:
-                is_killed = name == "killed" and kills < KILLS * (number + 1) // len(VERBS)
-                code, seconds = start(
-                    commands(config, run)[number], draw.random() * began.get(number, 9) if is_killed else None
-                )
-                kills += code == -signal.SIGKILL
-                if name == "undisturbed":
-                    began[number] = seconds
-                if code == 0:
-                    break
-                assert code == -signal.SIGKILL, (commands(config, run)[number], code)
-    assert kills == KILLS
-    assert content(tmp_path / "killed", *KEPT) == content(tmp_path / "undisturbed", *KEPT)
-    scores = list((tmp_path / "killed" / "scores").rglob("score.json"))
-    assert all('"test_reads": 1' in file.read_text() for file in scores)
+    config, draw = write_yaml(tmp_path / "tiny.yaml", train__steps=40, train__checkpoint_every=5), random.Random(0)
+    whole, seconds, kills, rounds = tmp_path / "undisturbed", [], 0, 0
+    for number in range(len(VERBS)):
+        code, taken = start(commands(config, whole)[number], None)
+        assert code == 0
+        seconds.append(taken)
+    while kills < KILLS:
+        run, rounds = tmp_path / f"killed-{rounds}", rounds + 1
+        kills += sum(kill(config, run, number, seconds[number], draw) for number in range(len(VERBS)))
+        assert content(run, *KEPT) == content(whole, *KEPT)
+        scores = list((run / "scores").rglob("score.json"))
+        assert scores
+        assert all('"test_reads": 1' in file.read_text() for file in scores)
+    print(f"{kills} kills in {rounds} runs")
+
+
+def kill(config: Path, run: Path, number: int, seconds: float, draw: random.Random) -> int:
+    """Start a verb and kill it until it is done, at most 8 times; return how often."""
+    for kills in range(9):
+        code, _ = start(commands(config, run)[number], draw.uniform(0.2, 1) * seconds if kills < 8 else None)
+        if code == 0:
+            return kills
+        assert code == -signal.SIGKILL, (commands(config, run)[number], code)
+    raise AssertionError("a verb that was not killed did not end")
 
 
 def start(command: list[str], kill_after: float | None) -> tuple[int, float]:

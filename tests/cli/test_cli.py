@@ -238,6 +238,27 @@ def test_a_disk_that_takes_nothing_ends_with_a_line(capsys, monkeypatch, config,
     assert error.strerror in fails(capsys, 5, "train", "--config", config, "--run", "new")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried 9 TB"
+        ),
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB\nmore lines"),
+    ],
+    ids=["python", "cpu", "cuda"],
+)
+def test_too_little_memory_ends_with_a_line_and_debug_shows_where(capsys, monkeypatch, config, error):
+    def greedy(*_, **__):
+        raise error
+
+    monkeypatch.setattr(stages, "train", greedy)
+    assert "out of memory" in fails(capsys, 5, "train", "--config", config, "--run", "new")
+    assert tdsm("--debug", "train", "--config", config, "--run", "new") == 5
+    assert "in greedy" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- runs that are there
 
 
