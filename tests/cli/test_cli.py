@@ -242,9 +242,7 @@ def test_a_disk_that_takes_nothing_ends_with_a_line(capsys, monkeypatch, config,
     "error",
     [
         MemoryError(),
-        RuntimeError(
-            "DefaultCPUAllocator: can't allocate memory: you tried 9 TB"
-        ),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 TB"),
         RuntimeError("CUDA out of memory. Tried to allocate 2 GiB\nmore lines"),
     ],
     ids=["python", "cpu", "cuda"],
