@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+import warnings
 from dataclasses import astuple, replace
 
 import pytest
@@ -10,6 +11,7 @@ from tdsm.base import io
 from tdsm.base.errors import CheckpointError, SpaceWarning, UsageError
 from tdsm.base.statistics import accuracy_interval
 from tdsm.classification import probe
+from tdsm.classification.config import ProbeConfig
 from tdsm.classification.rows import ROWS
 from tdsm.data.augment import augment
 from tdsm.pipeline import rows as module
@@ -212,6 +214,15 @@ def test_the_majority_row_says_the_most_frequent_training_class(run):
     assert counts[said] == counts.max()
     row = next(row for row in score_rows(run) if row["name"] == "majority")
     assert (row["head"], row["features"], row["parameters"], row["predicts"]) == ("majority", "none", 0, 1)
+
+
+@pytest.mark.parametrize("name", sorted(ProbeConfig.model_fields.keys() - {"rows"}))
+def test_no_setting_of_heads_changes_without_a_row_that_notices(fresh, name):
+    probe = fresh.config.probe
+    value = {"views": 1, "augment": {"flip": False}}.get(name, 0.123)
+    other = replace(fresh, config=fresh.config.model_copy(update={"probe": probe.model_copy(update={name: value})}))
+    with warnings.catch_warnings(action="ignore"):  # of pydantic, about the value's type
+        assert any(module.row_origin(fresh, row) != module.row_origin(other, row) for row in ROWS.values())
 
 
 def test_a_stored_head_is_the_one_that_validation_chose(run):

@@ -27,9 +27,9 @@ from tdsm.pipeline import link
 from tdsm.pipeline.run import Run, chosen_rows
 
 ROWS_FOLDER, SCORES_FOLDER = "rows", "scores"
-OF_HEADS = ("epochs", "batch_size", "learning_rates", "weight_decays", "seeds")
 CHOICE, TIMING, SCORE, PREDICTIONS = "choice.json", "timing.json", "score.json", "predictions.safetensors"
-SETTINGS: dict[str, tuple[str, ...]] = {"majority": (), "knn": ("neighbours", "temperature")}  # that matter to a row
+OF_KNN = ("neighbours", "temperature")
+OF_NO_HEAD = (*OF_KNN, "rows", "views", "augment")  # rows: which there are; views and augment: noted apart
 
 
 def fit_rows(run: Run) -> None:
@@ -41,14 +41,8 @@ def fit_rows(run: Run) -> None:
     if missing:
         _warm_up(run)
     for name, row in missing.items():
-        manifest = link.keep(
-            run.path / ROWS_FOLDER / name,
-            row_origin(run, row),
-            partial(_fit_and_write, run=run, name=name, row=row),
-            holds=[CHOICE],
-            say=run.say,
-        )
-        assert manifest.files
+        fill = partial(_fit_and_write, run=run, name=name, row=row)
+        link.keep(run.path / ROWS_FOLDER / name, row_origin(run, row), fill, holds=[CHOICE], say=run.say)
 
 
 def score_rows(run: Run) -> list[dict]:
@@ -97,7 +91,8 @@ def row_origin(run: Run, row: Row) -> dict[str, Any]:
     features = {split: _read(run, row, split) for split in ("train", "validation")}
     views = {"count": run.config.probe.views, "augment": probe["augment"]} if run.config.probe.views else None
     head = None if row.head is None else row.head.model_dump(mode="json")
-    settings = {key: probe[key] for key in SETTINGS.get(row.reader, OF_HEADS)}
+    used = {"majority": (), "knn": OF_KNN}.get(row.reader, [key for key in probe if key not in OF_NO_HEAD])
+    settings = {key: probe[key] for key in used}
     return {"features": features, "views": views, "head": head, "probe": settings, "seed": run.config.seed}
 
 
