@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from tdsm.classification.knn import knn_scores, nearest, votes
+from tdsm.classification.knn import nearest, votes
+
+
+def knn_scores(queries, references, labels, num_classes, neighbours, temperature):
+    """Vote with all references in one block."""
+    return votes(*nearest(queries, [(references, labels)], neighbours), num_classes, temperature)
 
 
 def brute_force(queries, references, labels, classes, k, temperature):

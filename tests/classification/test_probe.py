@@ -7,10 +7,10 @@ from sklearn.linear_model import LogisticRegression
 from tdsm.base.errors import NonFiniteError
 from tdsm.classification import probe as frozen
 from tdsm.classification.config import HeadConfig, ProbeConfig
-from tdsm.classification.knn import knn_scores
 from tdsm.classification.probe import Samples, channel_statistics, fit_head, fit_knn, fit_seeds, predict, predict_knn
 from tdsm.features import store
 from tdsm.features.store import FeatureRows
+from tests.classification.test_knn import knn_scores
 
 PROBE = ProbeConfig(epochs=4, batch_size=16, learning_rates=(1e-1, 1e-4), weight_decays=(0.0, 0.1))
 

@@ -51,16 +51,3 @@ def votes(
     """
     weights = ((cosines - cosines[:, :1]).double() / temperature).exp()
     return weights.new_zeros(len(cosines), num_classes).scatter_add_(1, labels, weights)
-
-
-def knn_scores(
-    queries: Float[Tensor, "queries width"],
-    references: Float[Tensor, "references width"],
-    labels: Int[Tensor, " references"],
-    num_classes: int,
-    neighbours: int,
-    temperature: float,
-) -> Float[Tensor, "queries classes"]:
-    """Score classes by the vote of the nearest references, all at once; see `nearest` and `votes`."""
-    cosines, found = nearest(queries, [(references, labels)], neighbours)
-    return votes(cosines, found, num_classes, temperature)

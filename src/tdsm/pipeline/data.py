@@ -12,7 +12,7 @@ from tdsm.data import Data, ImageSet, load_data
 from tdsm.data.config import DataConfig
 
 FOLDER, TENSORS, FACTS = "data", "images.safetensors", "data.json"
-SPLITS = ("train", "validation", "test")
+SPLITS, PARTS = ("train", "validation", "test"), ("ids", "labels", "hashes")
 
 
 def load(config: DataConfig, seed: int) -> Data:
@@ -44,9 +44,6 @@ def keep_data(path: Path, data: Data, config: DataConfig) -> None:
         io.write_json(folder / FACTS, facts | {"notes": data.notes})
 
     io.write_folder(path / FOLDER, fill, {"data": fingerprints(data)})
-
-
-PARTS = ("ids", "labels", "hashes")
 
 
 def check_data(path: Path, data: Data) -> None:

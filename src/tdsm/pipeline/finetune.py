@@ -23,6 +23,7 @@ from tdsm.classification.regimes import REGIMES, FieldClassifier, fit_regime
 from tdsm.classification.scores import scores
 from tdsm.models.weights import count_parameters
 from tdsm.pipeline import link
+from tdsm.pipeline.data import fingerprints
 from tdsm.pipeline.quality import reconstruction_of
 from tdsm.pipeline.run import Run
 from tdsm.training import processes
@@ -66,7 +67,7 @@ def regime_origin(run: Run, config: RegimeConfig, number: int) -> dict[str, Any]
     """Name all that decides a seed of a regime."""
     return {
         "field": run.field_hash,
-        "data": {split: getattr(run.data, split).fingerprint() for split in ("train", "validation", "test")},
+        "data": fingerprints(run.data),
         "maps": run.config.maps.model_dump(mode="json", exclude={"dtype", "batch_size"}),
         "regime": config.model_dump(mode="json", exclude={"seeds"}),
         "seed": {"run": run.config.seed, "number": number},

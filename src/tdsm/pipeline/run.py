@@ -47,6 +47,10 @@ class Run:
         """The field as it would be without any training."""
         return new_field(self.field.config, self.config.seed).to(self.device).eval()
 
+    @cached_property
+    def _untrained_hash(self) -> str:
+        return fingerprint_field(self.untrained)
+
     def features(self, split: str, *, is_trained: bool = True, view: int = 0) -> FeatureSet:
         """Return the features of a split, or of its augmented view number 1, 2, …"""
         key = split, is_trained, view
@@ -72,7 +76,7 @@ class Run:
     def _feature_set(self, split: str, is_trained: bool, view: int) -> FeatureSet:
         images: ImageSet = getattr(self.data, split)
         field = self.field if is_trained else self.untrained
-        field_hash = self.field_hash if is_trained else fingerprint_field(field)
+        field_hash = self.field_hash if is_trained else self._untrained_hash
         folder = self.path / FEATURES / ("trained" if is_trained else "untrained")
         if not view:
             return FeatureSet(folder / split, field, field_hash, images, self.config.maps, say=self.say)
