@@ -148,9 +148,7 @@ def embedding(
     present = np.unique(labels).tolist()
     figure = Figure((9, 6.4), layout="constrained")
     axes = figure.subplots()
-    looks = {
-        k: {"color": PALETTE[k % len(PALETTE)], "marker": MARKERS[k // len(PALETTE) % len(MARKERS)]} for k in present
-    }
+    looks = {k: _look(k) for k in present}
     size = float(np.clip(14000 / len(points), 4, 30))
     for k, look in looks.items():
         axes.scatter(*points[labels == k].T, s=size, alpha=0.75, linewidths=0, **look)
