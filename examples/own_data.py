@@ -28,6 +28,6 @@ with tempfile.TemporaryDirectory() as folder:
     np.savez(file, images=np.stack(images), labels=np.array(labels))
     small = "--field.widths 16 24 --field.num-latents 8 --field.mapping-dim 8 --field.cross-head-dim 8"
     budget = "--field.self-head-dim 8 --field.fourier-scale 2 --train.steps 150 --train.batch-size 32 --probe.epochs 10"
-    rows_shown = "--probe.rows tdsm-avg tdsm-cnn3 pixels-linear pixels-cnn3 values-flatten"
+    rows_shown = "--probe.rows tdsm-avg tdsm-cnn pixels-linear pixels-cnn values-linear"
     command = f"demo --run {folder}/run --data.source npz:{file} {small} {budget} {rows_shown}"
     assert run_command(command.split()) == 0

@@ -101,7 +101,7 @@ def test_a_finished_run_is_a_field_to_python(finished):
     torch.testing.assert_close(maps.half(), stored)
 
 
-COLOUR_ROWS = ("tdsm-avg", "tdsm-flatten", "pixels-linear", "pixels-knn", "tokens-transformer", "values-flatten")
+COLOUR_ROWS = ("tdsm-avg", "tdsm-linear", "pixels-linear", "pixels-knn", "tokens-transformer", "values-linear")
 
 
 def test_colour_and_sides_that_differ_and_every_option(tmp_path, capsys):

@@ -16,7 +16,7 @@ from tdsm.pipeline.config import RunConfig
 from tdsm.pipeline.run import Run
 from tdsm.pipeline.stages import take_up, train
 
-ROWS = ("tdsm-avg", "tdsm-knn", "majority", "pixels-linear", "pixels-knn", "tokens-mean", "untrained-tdsm-avg")
+ROWS = ("tdsm-avg", "tdsm-knn", "majority", "pixels-linear", "pixels-knn", "tokens-avg", "untrained-tdsm-avg")
 TINY: dict[str, Any] = {
     "data": {"source": "digits", "max_train": 120, "max_test": 60},
     "field": {

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tdsm.classification.heads import HEADS, TDSMClassifier
-from tdsm.classification.rows import ROWS
+from tdsm.classification.rows import DEFAULT_ROWS, ROWS
 from tdsm.features.config import MapConfig
 from tdsm.features.extract import compute_features
 from tdsm.features.kinds import FEATURES
@@ -27,17 +27,24 @@ def test_a_row_reads_features_that_are_extracted(name, features):
         assert classifier(features[row.features].float()).shape == (2, 7)
 
 
-def test_rows_of_the_method_are_trained_and_read_maps():
+def test_rows_of_the_method_are_trained_and_read_maps_of_tokens():
     for name, row in ROWS.items():
-        assert (row.role == "tdsm") == name.startswith("tdsm-")
         assert row.is_trained == (not name.startswith("untrained-"))
-        assert row.role == "baseline" or (row.features == "tdsm" and row.is_trained)
+        is_of_tokens = row.features is not None and FEATURES[row.features].is_token_map
+        assert (row.role == "tdsm") == (is_of_tokens and row.is_trained)
 
 
-def test_every_head_and_every_promised_baseline_is_in_the_table():
-    heads = {row.head.kind for row in ROWS.values() if row.head is not None}
-    assert heads == set(HEADS)
-    described = {(row.features, row.reader, row.is_trained) for row in ROWS.values()}
+def test_every_feature_has_rows_and_every_head_reads_some():
+    assert {row.features for row in ROWS.values()} == {None, *FEATURES}
+    assert {row.head.kind for row in ROWS.values() if row.head is not None} == set(HEADS)
+    assert "untrained-pixels-linear" not in ROWS  # pixels know of no field
+    assert "tokens-cnn" not in ROWS  # tokens have no places
+    assert "pixels-attention" not in ROWS  # nor pixels tokens
+
+
+def test_what_a_table_shows_unasked_holds_every_promised_baseline():
+    rows = [ROWS[name] for name in DEFAULT_ROWS]
+    described = {(row.features, row.reader, row.is_trained) for row in rows}
     assert described >= {
         (None, "majority", True),
         ("pixels", "flatten", True),
@@ -53,5 +60,5 @@ def test_every_head_and_every_promised_baseline_is_in_the_table():
 
 
 def test_the_same_cnn_reads_maps_pixels_and_reconstruction():
-    names = ("tdsm-cnn3", "pixels-cnn3", "reconstruction-cnn3", "untrained-tdsm-cnn3")
+    names = ("tdsm-cnn", "pixels-cnn", "reconstruction-cnn", "untrained-tdsm-cnn")
     assert len({ROWS[name].head for name in names}) == 1

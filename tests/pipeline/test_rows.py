@@ -12,7 +12,7 @@ from tdsm.base.errors import CheckpointError, SpaceWarning, UsageError
 from tdsm.base.statistics import accuracy_interval
 from tdsm.classification import probe
 from tdsm.classification.config import ProbeConfig
-from tdsm.classification.rows import ROWS
+from tdsm.classification.rows import DEFAULT_ROWS, ROWS
 from tdsm.data.augment import augment
 from tdsm.pipeline import rows as module
 from tdsm.pipeline.field import initial_field, new_field
@@ -33,7 +33,7 @@ def run(tmp_path):
     return take_up(demo(tmp_path / "run"), silent)
 
 
-SEEDED_ROWS = ("tdsm-avg", "pixels-knn", "tokens-mean")
+SEEDED_ROWS = ("tdsm-avg", "pixels-knn", "tokens-avg")
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,19 @@ def test_views_are_added_to_the_training_samples_alone(fresh):
         assert not torch.equal(expected, images.floats().movedim(1, -1))
 
 
+def test_heads_may_see_fewer_images_than_the_field(fresh):
+    config = fresh.config.model_copy(update={"probe": fresh.config.probe.model_copy(update={"max_train": 50})})
+    few = replace(fresh, config=config)
+    seen = few.images("train")
+    assert len(seen) == 50
+    assert set(seen.ids.tolist()) < set(fresh.data.train.ids.tolist())
+    assert seen.labels.unique().equal(fresh.data.train.labels.unique())
+    samples = few.samples(ROWS["pixels-linear"], "train")
+    assert torch.equal(samples.labels, seen.labels.repeat(3))
+    assert len(few.samples(ROWS["pixels-linear"], "test").labels) == 60
+    assert module.row_origin(few, ROWS["majority"]) != module.row_origin(fresh, ROWS["majority"])
+
+
 def test_neighbours_are_sought_among_training_samples_alone(fresh, monkeypatch):
     seen = []
     whole = probe.nearest
@@ -111,9 +124,9 @@ def test_neighbours_are_sought_among_training_samples_alone(fresh, monkeypatch):
 
 
 def test_rows_are_all_or_those_named():
-    assert chosen_rows(()) == ROWS
+    assert tuple(chosen_rows(())) == DEFAULT_ROWS
     assert list(chosen_rows(["pixels-knn", "tdsm-avg"])) == ["pixels-knn", "tdsm-avg"]
-    with pytest.raises(UsageError, match=r"unknown .*tdsm-av.*tdsm-avg"):
+    with pytest.raises(UsageError, match=r"unknown tdsm-av, perhaps you meant 'tdsm-avg'.*FEATURE-READER"):
         chosen_rows(["tdsm-av", "pixels-knn"])
 
 
@@ -219,10 +232,13 @@ def test_the_majority_row_says_the_most_frequent_training_class(run):
 @pytest.mark.parametrize("name", sorted(ProbeConfig.model_fields.keys() - {"rows"}))
 def test_no_setting_of_heads_changes_without_a_row_that_notices(fresh, name):
     probe = fresh.config.probe
-    value = {"views": 1, "augment": {"flip": False}}.get(name, 0.123)
+    value = {"views": 1, "max_train": 50, "augment": {"flip": False}}.get(name, 0.123)
     other = replace(fresh, config=fresh.config.model_copy(update={"probe": probe.model_copy(update={name: value})}))
     with warnings.catch_warnings(action="ignore"):  # of pydantic, about the value's type
-        assert any(module.row_origin(fresh, row) != module.row_origin(other, row) for row in ROWS.values())
+        assert any(
+            module.row_origin(fresh, row) != module.row_origin(other, row)
+            for row in map(ROWS.__getitem__, DEFAULT_ROWS)
+        )
 
 
 def test_a_stored_head_is_the_one_that_validation_chose(run):
@@ -312,7 +328,7 @@ def test_further_seeds_are_heads_of_their_own_chosen_at_the_firsts_rate_and_deca
 
 
 def test_a_row_of_several_seeds_is_their_mean_with_deviation_and_interval(three):
-    for name in ("tdsm-avg", "tokens-mean"):
+    for name in ("tdsm-avg", "tokens-avg"):
         row, seeds = stored(three, name), read_predictions(three, name)
         is_right = seeds == three.data.test.labels
         accuracies = is_right.double().mean(dim=1)

@@ -28,7 +28,12 @@ class HeadConfig(Settings):
 class ProbeConfig(LoopConfig):
     """How every head and baseline is trained and chosen: the same way for all of them."""
 
-    rows: tuple[str, ...] = Field((), description="Rows of the table, by name; all of them if not set.")
+    rows: tuple[str, ...] = Field(
+        (), description="Rows of the table, FEATURE-READER each, as in additive-cnn; a fixed selection if not set."
+    )
+    max_train: Positive | None = Field(
+        None, description="Training images that heads and baselines see, every class its share; all if not set."
+    )
     seeds: Positive = Field(
         1,
         description="Seeds of every head: hyperparameters are chosen with the first, on validation; then a head is "

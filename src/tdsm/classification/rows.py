@@ -1,8 +1,10 @@
-"""The rows of every results table: heads on spatial maps, and what they must be compared with.
+"""The rows of every results table: a feature and its reader, side by side with what they must be compared with.
 
-All rows share one protocol: the same samples, standardisation, optimizer, budget and choice on validation. A
-baseline asks what the decoding adds: to the most frequent class, to the pixels themselves, to the tokens and token
-values before they are decoded, to the reconstruction, and to the same features of a field that was never trained.
+A row is named FEATURE-READER, with `untrained-` before it for the same features of a field that was never trained:
+`additive-cnn` reads the additive maps by the CNN, `untrained-tokens-linear` is the linear classifier on tokens of the
+field as it starts. All rows share one protocol: the same samples, standardisation, optimizer, budget and choice on
+validation. A baseline asks what token maps add: to the most frequent class, to the pixels, to the tokens and token
+values before they are decoded, to the reconstruction, and to a field that was never trained.
 """
 
 from dataclasses import dataclass
@@ -10,6 +12,22 @@ from typing import Literal
 
 from tdsm.base.registry import Registry
 from tdsm.classification.config import HeadConfig
+from tdsm.features.kinds import FEATURES, FeatureKind
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What makes classes of features: a head, or None for k-NN; and of which features it can."""
+
+    head: HeadConfig | None
+    meaning: str
+    of: Literal["all", "places", "maps", "sequences"] = "all"
+
+    def suits(self, kind: FeatureKind) -> bool:
+        """Tell whether it reads such features."""
+        return {"all": True, "places": not kind.is_sequence, "maps": kind.is_map, "sequences": kind.is_sequence}[
+            self.of
+        ]
 
 
 @dataclass(frozen=True)
@@ -30,40 +48,43 @@ class Row:
         return "knn" if self.head is None else self.head.kind
 
 
-LINEAR = HeadConfig(kind="flatten")
-AVERAGE = HeadConfig(kind="avg")
-CNN = HeadConfig(kind="cnn", kernel_size=3, width=32)
+READERS: dict[str, Reader] = {
+    "avg": Reader(HeadConfig(kind="avg"), "spatial average, linear"),
+    "max": Reader(HeadConfig(kind="max"), "spatial maximum, linear"),
+    "linear": Reader(HeadConfig(kind="flatten"), "all values, linear"),
+    "mlp": Reader(HeadConfig(kind="flatten", hidden_dim=64), "all values, one hidden layer"),
+    "cnn1": Reader(HeadConfig(kind="cnn", kernel_size=1), "1×1 convolutions, average", "places"),
+    "cnn": Reader(HeadConfig(kind="cnn", kernel_size=3, width=32), "3×3 convolutions, average", "places"),
+    "attention": Reader(HeadConfig(kind="attention"), "tokens weighed at each place", "maps"),
+    "attention_global": Reader(
+        HeadConfig(kind="attention", attention_scope="global"), "tokens weighed once an image", "maps"
+    ),
+    "transformer": Reader(HeadConfig(kind="transformer"), "a small transformer", "sequences"),
+    "knn": Reader(None, "nearest neighbours of all values"),
+}
+DEFAULT_ROWS = (
+    *("tdsm-avg", "tdsm-max", "tdsm-linear", "tdsm-mlp", "tdsm-cnn1", "tdsm-cnn", "tdsm-attention"),
+    *("tdsm-attention_global", "tdsm-knn", "majority", "pixels-linear", "pixels-knn", "pixels-cnn"),
+    *("reconstruction-linear", "reconstruction-cnn", "tokens-avg", "tokens-linear", "tokens-transformer"),
+    *("values-linear", "untrained-tokens-linear", "untrained-tdsm-avg", "untrained-tdsm-cnn"),
+)
+
+
+def _row(feature: str, reader: Reader, is_trained: bool) -> Row:
+    kind = FEATURES[feature]
+    meaning = f"{kind.meaning}: {reader.meaning}" + ("" if is_trained else "; of a field that was never trained")
+    role: Literal["tdsm", "baseline"] = "tdsm" if kind.is_token_map and is_trained else "baseline"
+    return Row(role, feature, reader.head, meaning, is_trained)
+
 
 ROWS: Registry[Row] = Registry(
     "row",
-    {
-        "tdsm-avg": Row("tdsm", "tdsm", AVERAGE, "spatial average of each map, linear: the plain recipe"),
-        "tdsm-max": Row("tdsm", "tdsm", HeadConfig(kind="max"), "spatial maximum of each map, linear"),
-        "tdsm-flatten": Row("tdsm", "tdsm", LINEAR, "all values of all maps, linear"),
-        "tdsm-mlp": Row("tdsm", "tdsm", HeadConfig(kind="flatten", hidden_dim=64), "all values, one hidden layer"),
-        "tdsm-cnn1": Row("tdsm", "tdsm", HeadConfig(kind="cnn", kernel_size=1), "1×1 convolutions, average"),
-        "tdsm-cnn3": Row("tdsm", "tdsm", CNN, "3×3 convolutions, average"),
-        "tdsm-attention": Row("tdsm", "tdsm", HeadConfig(kind="attention"), "tokens weighed at each location"),
-        "tdsm-attention-global": Row(
-            "tdsm", "tdsm", HeadConfig(kind="attention", attention_scope="global"), "tokens weighed once an image"
-        ),
-        "tdsm-knn": Row("tdsm", "tdsm", None, "nearest neighbours of all map values"),
-        "majority": Row("baseline", None, None, "the most frequent training class, whatever the image"),
-        "pixels-linear": Row("baseline", "pixels", LINEAR, "raw pixels, linear"),
-        "pixels-knn": Row("baseline", "pixels", None, "nearest neighbours of raw pixels"),
-        "pixels-cnn3": Row("baseline", "pixels", CNN, "the CNN of tdsm-cnn3, on raw pixels"),
-        "reconstruction-linear": Row("baseline", "reconstruction", LINEAR, "the decoded image, linear"),
-        "reconstruction-cnn3": Row("baseline", "reconstruction", CNN, "the CNN of tdsm-cnn3, on the decoded image"),
-        "tokens-mean": Row("baseline", "tokens", AVERAGE, "average of the tokens, linear"),
-        "tokens-flatten": Row("baseline", "tokens", LINEAR, "all tokens, linear"),
-        "tokens-transformer": Row(
-            "baseline", "tokens", HeadConfig(kind="transformer"), "a small transformer on the tokens"
-        ),
-        "values-flatten": Row(
-            "baseline", "values", LINEAR, "token values c_k, all a component image depends on, linear"
-        ),
-        "untrained-tokens-flatten": Row("baseline", "tokens", LINEAR, "tokens of an untrained field, linear", False),
-        "untrained-tdsm-avg": Row("baseline", "tdsm", AVERAGE, "tdsm-avg of an untrained field", False),
-        "untrained-tdsm-cnn3": Row("baseline", "tdsm", CNN, "tdsm-cnn3 of an untrained field", False),
+    {"majority": Row("baseline", None, None, "the most frequent training class, whatever the image")}
+    | {
+        f"{prefix}{feature}-{name}": _row(feature, reader, is_trained=not prefix)
+        for prefix in ("", "untrained-")
+        for feature, kind in FEATURES.items()
+        for name, reader in READERS.items()
+        if reader.suits(kind) and (kind.needs_field or not prefix)
     },
 )

@@ -53,6 +53,8 @@ class FeatureKind:
     settings: tuple[str, ...] = ()
     is_decoded: bool = False  # whether the decoder took part
     is_sequence: bool = False  # tokens along the first axis instead of places
+    needs_field: bool = True  # False for what the images alone decide
+    methods: tuple[str, ...] = ()  # decompositions it needs, besides that of the settings
 
     @property
     def is_map(self) -> bool:
@@ -94,12 +96,28 @@ def _maps_by(encoded: Encoded, method: str | None = None) -> Maps:
     return make_maps(encoded.field, encoded.tokens, config, encoded.size)
 
 
+def _reconstruction(encoded: Encoded) -> Maps:
+    return encoded.field.decode(encoded.tokens, size=encoded.size)
+
+
 def _decomposed(method: str, meaning: str) -> FeatureKind:
-    return FeatureKind(partial(_maps_by, method=method), meaning, MAP_SETTINGS[1:], is_decoded=True)
+    return FeatureKind(partial(_maps_by, method=method), meaning, MAP_SETTINGS[1:], True, methods=(method,))
 
 
+def _side_by_side(meaning: str, *kinds: FeatureKind) -> FeatureKind:
+    def compute(encoded: Encoded) -> Maps:
+        return torch.cat([kind.compute(encoded) for kind in kinds], dim=-1)
+
+    return FeatureKind(
+        compute, meaning, MAP_SETTINGS[1:], True, methods=tuple(m for kind in kinds for m in kind.methods)
+    )
+
+
+RECONSTRUCTION = FeatureKind(_reconstruction, "the image, from all tokens together", ("size",), True)
+ADDITIVE = _decomposed("additive", "what each token contributed; adds up to the reconstruction")
+ATTENTION = _decomposed("attention", "how much each token is looked at")
 FEATURES: dict[str, FeatureKind] = {
-    "pixels": FeatureKind(lambda e: rearrange(e.images, "b c h w -> b h w c"), "the image itself"),
+    "pixels": FeatureKind(lambda e: rearrange(e.images, "b c h w -> b h w c"), "the image itself", needs_field=False),
     "tokens": FeatureKind(lambda e: e.tokens[:, :, None], "the tokens, before any decoding", is_sequence=True),
     "values": FeatureKind(
         lambda e: e.values[:, :, None], "the token values c_k, all that a solo component depends on", is_sequence=True
@@ -109,17 +127,14 @@ FEATURES: dict[str, FeatureKind] = {
         "the token values through a random layer, as many maps of the same size as the TDSM",
         ("size", "selection"),
     ),
-    "reconstruction": FeatureKind(
-        lambda e: e.field.decode(e.tokens, size=e.size),
-        "the image, from all tokens together",
-        ("size",),
-        is_decoded=True,
-    ),
+    "reconstruction": RECONSTRUCTION,
     "tdsm": FeatureKind(
         _maps_by, "the maps of the settings: each token alone, if not said otherwise", MAP_SETTINGS, True
     ),
     "solo": _decomposed("solo", "each token alone (the TDSM)"),
-    "additive": _decomposed("additive", "what each token contributed; adds up to the reconstruction"),
+    "additive": ADDITIVE,
     "leave_one_out": _decomposed("leave_one_out", "what would be missing without each token"),
-    "attention": _decomposed("attention", "how much each token is looked at"),
+    "attention": ATTENTION,
+    "additive+attention": _side_by_side("additive and attention maps side by side", ADDITIVE, ATTENTION),
+    "additive+reconstruction": _side_by_side("additive maps beside the reconstruction", ADDITIVE, RECONSTRUCTION),
 }

@@ -34,7 +34,8 @@ def plan(config: RunConfig) -> str:
     rows, maps = chosen_rows(config.probe.rows), config.maps
     tokens = len(select_tokens(field.config.num_tokens, parse_selection(maps.selection)))
     map_height, map_width = maps.size or (height, width)
-    count = len(data.train) * (1 + config.probe.views) + len(data.validation) + len(data.test)
+    seen = min(config.probe.max_train or len(data.train), len(data.train))
+    count = seen * (1 + config.probe.views) + len(data.validation) + len(data.test)
     seconds, size = _extraction(config, data, field)
     return "\n".join(
         [

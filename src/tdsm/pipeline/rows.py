@@ -29,7 +29,8 @@ from tdsm.pipeline.run import Run, chosen_rows
 ROWS_FOLDER, SCORES_FOLDER = "rows", "scores"
 CHOICE, TIMING, SCORE, PREDICTIONS = "choice.json", "timing.json", "score.json", "predictions.safetensors"
 OF_KNN = ("neighbours", "temperature")
-OF_NO_HEAD = (*OF_KNN, "rows", "views", "augment")  # rows: which there are; views and augment: noted apart
+# rows: which there are; max_train: in what the features are made from; views and augment: noted apart
+OF_NO_HEAD = (*OF_KNN, "rows", "max_train", "views", "augment")
 
 
 def fit_rows(run: Run) -> None:
@@ -56,7 +57,7 @@ def score_rows(run: Run) -> list[dict]:
         raise CheckpointError(
             f"{run.path}: {_listed(absent)} not fitted to what is there now. First: tdsm classify {run.path}"
         )
-    rows = {name: row for name, row in ROWS.items() if name in chosen or _fault(run, name, row) is None}
+    rows = {name: row for name, row in ROWS.items() if name in chosen or _is_fitted(run, name, row)}
     stale = {name: row for name, row in rows.items() if not _is_scored(run, name, row)}
     extract(run, stale, "test")
     return [_score(run, name, row) for name, row in rows.items()]
@@ -68,7 +69,7 @@ def scored_rows(run: Run) -> list[dict]:
     Raises:
         CheckpointError: If a chosen row is not scored.
     """
-    there = [name for name, row in ROWS.items() if _fault(run, name, row) is None and _is_scored(run, name, row)]
+    there = [name for name, row in ROWS.items() if _is_fitted(run, name, row) and _is_scored(run, name, row)]
     if absent := [name for name in chosen_rows(run.config.probe.rows) if name not in there]:
         raise CheckpointError(
             f"{run.path}: {_listed(absent)} not evaluated yet. "
@@ -109,12 +110,16 @@ def is_right(run: Run, name: str) -> Bool[Tensor, "seeds samples"]:
 def _read(run: Run, row: Row, split: str) -> dict[str, Any]:
     """Name all that decides what a row reads of a split."""
     if row.features is None:
-        return {"data": getattr(run.data, split).fingerprint()}
+        return {"data": run.images(split).fingerprint()}
     return run.features(split, is_trained=row.is_trained).made_from(row.features)
 
 
 def _fault(run: Run, name: str, row: Row) -> str | None:
     return link.fault(run.path / ROWS_FOLDER / name, row_origin(run, row), holds=[CHOICE])
+
+
+def _is_fitted(run: Run, name: str, row: Row) -> bool:
+    return (run.path / ROWS_FOLDER / name).exists() and _fault(run, name, row) is None
 
 
 def _fit_and_write(folder: Path, run: Run, name: str, row: Row) -> None:
@@ -132,7 +137,7 @@ def _fit(run: Run, row: Row, *samples: Samples) -> list[Choice]:
     classes, probe = len(run.data.train.classes), run.config.probe
     if row.features is None:
         labels = run.data.validation.labels
-        said = majority(run.data.train.labels, len(labels))
+        said = majority(run.images("train").labels, len(labels))
         return [Choice((said == labels).double().mean().item(), {"class": int(said[0])}, None)]
     train, validation = samples
     if row.head is None:
@@ -204,7 +209,7 @@ def _reads(path: Path) -> int:
 
 def _predict(run: Run, row: Row, fitted: Path, choice: dict) -> Int[Tensor, "seeds samples"]:
     if row.features is None:
-        return majority(run.data.train.labels, len(run.data.test))[None]
+        return majority(run.images("train").labels, len(run.data.test))[None]
     test, classes = run.samples(row, "test"), len(run.data.train.classes)
     if row.head is None:
         settings = choice["fits"][0]["settings"]

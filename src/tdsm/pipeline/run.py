@@ -6,19 +6,23 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from tdsm.base.errors import UsageError
+from tdsm.base.randomness import generator
+from tdsm.base.registry import nearest
 from tdsm.classification.probe import Samples
-from tdsm.classification.rows import ROWS, Row
+from tdsm.classification.rows import DEFAULT_ROWS, READERS, ROWS, Row
 from tdsm.data import Data, ImageSet
 from tdsm.data.augment import augment
+from tdsm.data.sampling import stratified_sample
 from tdsm.decomposition import DECOMPOSITIONS, missing_space
 from tdsm.features.extract import FeatureSet, fingerprint_field
+from tdsm.features.kinds import FEATURES
 from tdsm.features.store import FeatureRows
 from tdsm.models.field import NeuralField
 from tdsm.pipeline.config import RunConfig
 from tdsm.pipeline.field import new_field
 from tdsm.pipeline.link import Say
 
-FEATURES = "features"
+FEATURES_FOLDER = "features"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +55,18 @@ class Run:
     def _untrained_hash(self) -> str:
         return fingerprint_field(self.untrained)
 
+    @cached_property
+    def _seen(self) -> ImageSet:
+        """The training images that heads and baselines see."""
+        train, count = self.data.train, self.config.probe.max_train
+        if count is None or count >= len(train):
+            return train
+        return train.subset(stratified_sample(train.labels, count, generator(self.config.seed, "images of heads")))
+
+    def images(self, split: str) -> ImageSet:
+        """Return the images of a split that heads and baselines are fitted to or tried on."""
+        return self._seen if split == "train" else getattr(self.data, split)
+
     def features(self, split: str, *, is_trained: bool = True, view: int = 0) -> FeatureSet:
         """Return the features of a split, or of its augmented view number 1, 2, …"""
         key = split, is_trained, view
@@ -64,7 +80,7 @@ class Run:
         views = range(1 + (self.config.probe.views if split == "train" else 0))
         parts = [self.features(split, is_trained=row.is_trained, view=view).rows(row.features) for view in views]
         rows = parts[0] if len(parts) == 1 else FeatureRows([shard for part in parts for shard in part.shards])
-        return Samples(rows, getattr(self.data, split).labels.repeat(len(parts)))
+        return Samples(rows, self.images(split).labels.repeat(len(parts)))
 
     def notes(self) -> list[str]:
         """List, in plain sentences, what a reader of the run's numbers must know."""
@@ -74,10 +90,10 @@ class Run:
         return [*self.data.notes, *(words for words in (space, _seed_words(self.config.probe.seeds)) if words)]
 
     def _feature_set(self, split: str, is_trained: bool, view: int) -> FeatureSet:
-        images: ImageSet = getattr(self.data, split)
+        images = self.images(split)
         field = self.field if is_trained else self.untrained
         field_hash = self.field_hash if is_trained else self._untrained_hash
-        folder = self.path / FEATURES / ("trained" if is_trained else "untrained")
+        folder = self.path / FEATURES_FOLDER / ("trained" if is_trained else "untrained")
         if not view:
             return FeatureSet(folder / split, field, field_hash, images, self.config.maps, say=self.say)
         settings = self.config.probe.augment
@@ -90,10 +106,13 @@ class Run:
 
 
 def chosen_rows(names: Iterable[str]) -> dict[str, Row]:
-    """Return rows by name, all of them for no names; raise `UsageError` for an unknown one."""
-    names = tuple(names) or tuple(ROWS)
-    if unknown := [name for name in names if name not in ROWS]:
-        raise UsageError(f"rows: unknown {', '.join(unknown)}; expected some of {', '.join(ROWS)}.")
+    """Return rows by name, the fixed selection for no names; raise `UsageError` for an unknown one."""
+    names = tuple(names) or DEFAULT_ROWS
+    if unknown := [name + nearest(name, ROWS) for name in names if name not in ROWS]:
+        raise UsageError(
+            f"rows: unknown {'; '.join(unknown)}. Expected FEATURE-READER, or untrained-FEATURE-READER, with a feature "
+            f"of {', '.join(FEATURES)} and a reader of {', '.join(READERS)} that reads such features; or majority."
+        )
     return {name: ROWS[name] for name in names}
 
 

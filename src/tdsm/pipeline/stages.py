@@ -12,6 +12,7 @@ from tdsm.data.load import absolute_source
 from tdsm.decomposition import check_method
 from tdsm.decomposition.select import parse_selection, select_tokens
 from tdsm.features.config import MapConfig
+from tdsm.features.kinds import FEATURES
 from tdsm.models.field import NeuralField
 from tdsm.pipeline.config import RunConfig
 from tdsm.pipeline.data import check_data, keep_data, load
@@ -124,9 +125,13 @@ def check(config: RunConfig, data: Data, field: NeuralField) -> None:
         TdsmError: The error that the stage would end with.
     """
     resolve_device(config.device)
-    chosen_rows(config.probe.rows)
+    rows = chosen_rows(config.probe.rows)
     select_tokens(field.config.num_tokens, parse_selection(config.maps.selection))
-    check_method(field, config.maps.method)
+    for method in (
+        config.maps.method,
+        *(m for row in rows.values() if row.features for m in FEATURES[row.features].methods),
+    ):
+        check_method(field, method)
     check_training(field, data.train, config.train)
     if config.probe.views:
         check_augment(config.probe.augment, *data.train.size)
