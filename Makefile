@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test slow lint clean
 
-demo: .venv/installed  ## Train, classify and report on embedded digits; prints the page's path last.
+demo: .venv/demo  ## Train, classify and report on embedded digits; prints the page's path last.
 	$(BIN)/tdsm demo
 
 test: .venv/installed lint  ## All checks: lint, layers, types, tests, doctests.
@@ -19,9 +19,13 @@ lint: .venv/installed
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,adapters,trackers]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[report]"
+	touch $@
+
+.venv/installed: .venv/demo
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,docs]"
 	touch $@
 
 clean:

@@ -7,6 +7,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from tdsm.base.extras import missing_words
+
 if TYPE_CHECKING:
     from tdsm.base.errors import TdsmError
     from tdsm.classification.heads import TDSMClassifier
@@ -66,7 +68,12 @@ if not TYPE_CHECKING:  # a type checker would take every name for one of these
     def __getattr__(name: str) -> Any:
         if name not in _HOME:
             raise AttributeError(f"module 'tdsm' has no attribute {name!r}")
-        return getattr(import_module(_HOME[name]), name)
+        try:
+            return getattr(import_module(_HOME[name]), name)
+        except ModuleNotFoundError as error:
+            if (words := missing_words(error)) is None:
+                raise
+            raise ModuleNotFoundError(f"tdsm.{name}: {words}", name=error.name) from error
 
 
 def __dir__() -> list[str]:

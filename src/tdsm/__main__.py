@@ -1,5 +1,20 @@
-"""`python -m tdsm`: the command line."""
+"""The command `tdsm`, and `python -m tdsm`."""
 
-from tdsm.cli.main import main
+import sys
 
-main()
+from tdsm.base.extras import missing_words
+
+
+def main() -> None:
+    """Run the command line; say in one line what is missing where only the core is installed."""
+    try:
+        from tdsm.cli.main import main as run
+    except ModuleNotFoundError as error:
+        if (words := missing_words(error)) is None:
+            raise
+        sys.exit(f"tdsm: {words}")
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ import tyro
 from pydantic import ValidationError
 
 from tdsm.base.errors import ResourceError, TdsmError, UsageError
+from tdsm.base.extras import missing_words
 from tdsm.cli.flags import FLAGS
 from tdsm.cli.verbs import SHARED, VERBS, Verb
 
@@ -97,6 +98,8 @@ def _fail(error: BaseException, arguments: list[str]) -> int:
     if isinstance(error, ValidationError):
         wrong = (f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg'].lower()}" for e in error.errors())
         return _say(f"{'; '.join(wrong)}.", UsageError.exit_code)
+    if isinstance(error, ImportError) and (words := missing_words(error)) is not None:
+        return _say(words, UsageError.exit_code)
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY):
         first = str(error).splitlines()[0] if str(error) else "the system gives no more"
         return _say(f"out of memory ({first}). Use smaller batches, maps or fewer images.", ResourceError.exit_code)
