@@ -20,9 +20,10 @@ class FieldConfig(Settings):
         default=(256, 384, 512), min_length=1, description="Width of each encoder block."
     )
     num_latents: Positive = Field(default=256, description="Latents of every block, which is the number of tokens.")
-    latents: Literal["fixed", "learned", "random"] = Field(
+    latents: Literal["fixed", "learned", "random", "local"] = Field(
         default="fixed",
-        description="Latents' start: sinusoidal and fixed, sinusoidal and trained, or random and trained.",
+        description="Latents' start: sinusoidal and fixed, sinusoidal and trained, random and trained, or each at a "
+        "point of its own that it reads first, and trained.",
     )
     cross_heads: Positive = Field(default=4, description="Heads of every cross-attention.")
     cross_head_dim: Positive = Field(default=128, description="Width of a cross-attention head.")

@@ -18,6 +18,7 @@ from tdsm.base.errors import UsageError
 from tdsm.decomposition import map_queries, mix
 from tdsm.models.checks import check_context, check_images, check_keep, check_masks, check_points, check_tokens
 from tdsm.models.config import FieldConfig
+from tdsm.models.local import start_locally
 from tdsm.models.weights import SavedField
 from tdsm.tokenfield import Norm, Readout, TokenField
 from tdsm.tokenfield.attention import Attention, FeedForward, TokenHeads
@@ -92,6 +93,8 @@ class NeuralField(TokenField, SavedField):
         if config.has_decoder_feedforward:
             self.decoder_feedforward = FeedForward(width, config.feedforward_multiple)
         self.to_channels = nn.Linear(width, config.channels)
+        if config.latents == "local":
+            start_locally(self.fourier, self.encoder, self.decoder_attention, config.channels)
         if config.has_masks:
             self.to_mask = nn.Linear(width, 1, bias=False)  # a softmax over tokens would not see it
             for unused in (self.decoder_attention.norm, self.decoder_attention.to_q):  # a lone token needs no query
