@@ -8,6 +8,12 @@ from tdsm.models.config import FieldConfig
 from tdsm.pipeline.config import RunConfig
 from tdsm.pipeline.run import chosen_rows
 
+SOURCES = {
+    "digits": ("digits", ""),
+    "fashion": ("hub", "zalando-datasets/fashion_mnist"),
+    "cifar10": ("hub", "uoft-cs/cifar10"),
+}
+
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_can_be_run(name):
@@ -16,7 +22,7 @@ def test_a_preset_can_be_run(name):
     assert PRESETS[name].__name__ == name.replace("-", "_")
     assert PRESETS[name].__doc__
     assert select_tokens(config.field.num_tokens, parse_selection(config.maps.selection))
-    assert resolve(config.data.source) == (("digits", "") if name == "digits" else ("hub", "uoft-cs/cifar10"))
+    assert resolve(config.data.source) == SOURCES[name.split("-")[0]]
     assert chosen_rows(config.probe.rows)
 
 
