@@ -11,6 +11,7 @@ from tdsm.base.extras import missing_words
 
 if TYPE_CHECKING:
     from tdsm.base.errors import TdsmError
+    from tdsm.classification.evidence import class_evidence
     from tdsm.classification.heads import TDSMClassifier
     from tdsm.decomposition import component_images, contributions, decompose, plan_decoding, pooled_map, spatial_map
     from tdsm.decomposition.reduce import reduce_components
@@ -31,6 +32,7 @@ __all__ = [
     "TokenField",
     "__version__",
     "adapters",
+    "class_evidence",
     "component_images",
     "contributions",
     "decompose",
@@ -50,6 +52,7 @@ _HOME = {
     "TdsmError": "tdsm.base.errors",
     "TokenField": "tdsm.tokenfield",
     "adapters": "tdsm.models",
+    "class_evidence": "tdsm.classification.evidence",
     "component_images": "tdsm.decomposition",
     "contributions": "tdsm.decomposition",
     "decompose": "tdsm.decomposition",
