@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow docs lint clean
 
 demo: .venv/demo  ## Train, classify and report on embedded digits; prints the page's path last.
 	$(BIN)/tdsm demo
@@ -12,6 +12,9 @@ test: .venv/installed lint  ## All checks: lint, layers, types, tests, doctests.
 
 slow: .venv/installed  ## The long repeats that `make test` leaves out.
 	$(BIN)/python -m pytest -m slow
+
+docs: .venv/installed  ## The site, under build/site.
+	$(BIN)/zensical build --strict
 
 lint: .venv/installed
 	$(BIN)/ruff check src tests benchmarks examples

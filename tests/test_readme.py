@@ -47,11 +47,6 @@ def test_the_readmes_table_of_decompositions_is_the_registry():
     assert said == [(name, "yes" if method.adds_up else "no") for name, method in DECOMPOSITIONS.items()]
 
 
-@pytest.mark.parametrize("file", re.findall(r"\]\((?!http)([^)#]+)\)", README))
-def test_every_link_of_the_readme_leads_somewhere(file):
-    assert (ROOT / file).exists()
-
-
 ARGUMENTS = {"mixture_objects": ("3", "20", "1")}  # of those that take minutes otherwise
 
 

@@ -51,7 +51,8 @@ def plan_decoding(
         queries: Query features, (points, width).
         channels: Channels the readout computes: 1 for the reduction to the mean, else all. What a final norm
             stands before is the width, whatever the channels.
-        chunk, backend: The caller's choice, kept.
+        chunk: (image, token) pairs at once, if the caller chose it.
+        backend: What computes, if the caller chose it.
 
     Raises:
         UsageError: If the backend is unknown or does not serve this device and dtype.

@@ -30,9 +30,9 @@ def pooled_map(
     """Pool the spatial map over a grid of cells × cells regions, chunk by chunk.
 
     Equal to pooling `spatial_map` afterwards, but only `chunk` tokens' maps exist at a time.
+    The other arguments are those of `spatial_map`, with a size of two axes.
 
     Args:
-        field, tokens, size, reduction, selection, chunk, backend: As in `spatial_map`, with a size of two axes.
         pool: "avg" or "max".
         cells: Regions along each axis: 1 pools everything, 2, 4 or 8 keep a coarse grid.
 

@@ -84,9 +84,10 @@ def spatial_map(
 ) -> Float[Tensor, "batch *points maps"]:
     """Reduce component images over colour into the token-decoded spatial map.
 
+    All arguments but the reduction are those of `component_images`.
+
     Args:
         reduction: "mean" or "l2" (one channel a token), or "rgb" (token-major: map k · C + c).
-        field, tokens, size, coords, selection, strategy, chunk, backend: As in `component_images`.
 
     Returns:
         Maps of shape (batch, *size, selected tokens), times channels for "rgb".

@@ -1,0 +1,73 @@
+"""What README.md and the pages of docs/ show works as shown, and the site that is built of them holds it."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tdsm.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(page):
+    """Yield what follows `tdsm` in every command of a page, torchrun's included."""
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in line.split("&&"):
+                words = shlex.split(part, comments=True)
+                if words[:1] == ["tdsm"]:
+                    yield words[1:]
+                elif "tdsm" in words and words[0] == "torchrun":
+                    yield [word for word in words[words.index("tdsm") + 1 :] if word != "--"]
+
+
+@pytest.mark.parametrize(
+    ("page", "arguments"), [(n, c) for n, p in zip(NAMES, PAGES, strict=True) for c in commands(p)]
+)
+def test_every_command_is_one(page, arguments):
+    if {"--help", "--version"}.isdisjoint(arguments):
+        main._parse(arguments)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page, tmp_path):
+    code = "\n".join(blocks(page, "python"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    stated = re.findall(r"^prints `([^`]+)`", page.read_text(), re.MULTILINE)
+    assert all(words in done.stdout for words in stated), done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\((?!http|#)([^)#\s]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_site_is_built_strictly_and_holds_the_docstrings(tmp_path):
+    if shutil.which("zensical", path=str(Path(sys.executable).parent)) is None:
+        pytest.skip("zensical is not installed: the site is not built")
+    settings = (ROOT / "mkdocs.yml").read_text().replace("build/site", str(tmp_path / "site"))
+    for name in ("docs", "src"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "mkdocs.yml").write_text(settings)
+    zensical = Path(sys.executable).parent / "zensical"
+    done = subprocess.run([zensical, "build", "--strict"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "griffe" not in done.stdout + done.stderr  # a docstring that cannot be read
+    reference = re.sub(r"<[^>]+>", "", (tmp_path / "site" / "reference" / "index.html").read_text())
+    assert "completeness" in reference
+    assert "Reduce component images over colour into the token-decoded spatial map" in reference
+    for page in (tmp_path / "site").rglob("*.html"):
+        assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', page.read_text()), page
