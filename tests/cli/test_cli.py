@@ -125,9 +125,9 @@ def test_later_ones_win_defaults_preset_file_flags(capsys, tmp_path):
 
     assert train("train")["steps"] == 3000
     assert train("demo")["steps"] == 1200
-    assert train("demo", "--preset", "cifar10-small")["steps"] == 40_000
+    assert train("demo", "--preset", "cifar10-small")["steps"] == 30_000
     chosen = train("demo", "--train.warmup-steps", "5", "--preset", "cifar10-small", "--config", file)
-    assert (chosen["steps"], chosen["batch_size"], chosen["warmup_steps"]) == (40_000, 7, 5)
+    assert (chosen["steps"], chosen["batch_size"], chosen["warmup_steps"]) == (30_000, 7, 5)
 
 
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(capsys, config, elsewhere):

@@ -43,7 +43,9 @@ def fashion_mnist() -> RunConfig:
     return RunConfig(
         data=DataConfig(source="zalando-datasets/fashion_mnist"),
         field=_local_field(channels=1, fourier_scale=5.0, num_latents=48),
-        train=_short_steps(steps=50_000, num_queries=192),
+        train=_short_steps(
+            steps=50_000, num_queries=192, objectives={"full": 0, "sparse_context": 1}, context_fraction=0.25
+        ),
     )
 
 
@@ -54,8 +56,8 @@ def cifar10_small() -> RunConfig:
     """
     return RunConfig(
         data=DataConfig(source="uoft-cs/cifar10"),
-        field=_local_field(fourier_scale=6.0, num_latents=64),
-        train=_short_steps(steps=40_000, num_queries=256, augment=AugmentConfig(flip=True)),
+        field=_local_field(fourier_scale=6.0, num_latents=64, mapping_dim=48),
+        train=_short_steps(steps=30_000, num_queries=192, augment=AugmentConfig(flip=True)),
         probe=ProbeConfig(epochs=8),
     )
 
@@ -99,10 +101,9 @@ def _local_field(**changes: Any) -> FieldConfig:
 
 
 def _short_steps(**changes: Any) -> TrainConfig:
-    """Return a training of many small steps, each of which sees a share of the pixels."""
-    base = {"batch_size": 16, "learning_rate": 3e-3, "warmup_steps": 500, "context_fraction": 0.25}
-    often = {"validate_every": 1000, "checkpoint_every": 500}
-    return TrainConfig(objectives={"full": 0, "sparse_context": 1}, **base | often | changes)
+    """Return a training of many small steps."""
+    base = {"batch_size": 16, "learning_rate": 3e-3, "warmup_steps": 500}
+    return TrainConfig(validate_every=1000, checkpoint_every=500, **base | changes)
 
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
