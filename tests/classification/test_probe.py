@@ -7,12 +7,30 @@ from sklearn.linear_model import LogisticRegression
 from tdsm.base.errors import NonFiniteError
 from tdsm.classification import probe as frozen
 from tdsm.classification.config import HeadConfig, ProbeConfig
-from tdsm.classification.probe import Samples, channel_statistics, fit_head, fit_knn, fit_seeds, predict, predict_knn
+from tdsm.classification.probe import (
+    HeadLoss,
+    Samples,
+    channel_statistics,
+    fit_head,
+    fit_knn,
+    fit_seeds,
+    new_head,
+    predict,
+    predict_knn,
+)
+from tdsm.classification.registry import HEADS
+from tdsm.data.augment import AugmentConfig, move_maps
 from tdsm.features import store
 from tdsm.features.store import FeatureRows
+from tdsm.training.steps import Order
 from tests.classification.test_knn import knn_scores
 
-PROBE = ProbeConfig(epochs=4, batch_size=16, learning_rates=(1e-1, 1e-4), weight_decays=(0.0, 0.1))
+PROBE = ProbeConfig(epochs=4, batch_size=16, learning_rates=(1e-1, 1e-4), weight_decays=(0.0, 0.1), race_epochs=0)
+
+
+@pytest.fixture(autouse=True)
+def rounds_of_an_epoch(monkeypatch):
+    monkeypatch.setattr(frozen, "ROUND", 1)
 
 
 def make(count: int, seed: int, classes: int = 3, noise: float = 1.0) -> Samples:
@@ -56,7 +74,7 @@ def test_a_constant_channel_far_from_zero_has_no_deviation():
     assert deviation.item() == pytest.approx(0, abs=1e-3)
 
 
-@pytest.mark.parametrize("pool", ["avg", "max", "flatten", "cnn", "attention", "transformer"])
+@pytest.mark.parametrize("pool", HEADS)
 def test_every_head_learns_what_can_be_learned(pool):
     config = ProbeConfig(epochs=12, batch_size=16, learning_rates=(1e-2,))
     choice = fit(pool, make(120, 1, noise=0.3), make(60, 2, noise=0.3), config)
@@ -65,7 +83,7 @@ def test_every_head_learns_what_can_be_learned(pool):
 
 def test_the_plain_head_is_as_good_as_an_independent_linear_classifier():
     train, validation = make(120, 1, noise=3.0), make(90, 2, noise=3.0)
-    config = ProbeConfig(epochs=60, batch_size=32, learning_rates=(1e-2, 1e-1))
+    config = ProbeConfig(epochs=60, batch_size=32, learning_rates=(1e-2, 1e-1), patience=0, race_epochs=0)
     seen = fit("avg", train, validation, config).accuracy
     pooled = [everything(samples).mean(dim=(1, 2)).numpy() / 10 for samples in (train, validation)]
     reference = LogisticRegression(max_iter=1000).fit(pooled[0], train.labels).score(pooled[1], validation.labels)
@@ -75,7 +93,7 @@ def test_the_plain_head_is_as_good_as_an_independent_linear_classifier():
 
 def test_what_is_kept_is_what_did_best_on_validation():
     validation = make(30, 2, noise=2.0)
-    config = ProbeConfig(epochs=6, batch_size=16, learning_rates=(1e-4, 1e-1), weight_decays=(0.0, 0.5))
+    config = ProbeConfig(epochs=6, learning_rates=(1e-4, 1e-1), weight_decays=(0.0, 0.5), race_epochs=0)
     each = [
         fit(validation=validation, config=config.model_copy(update={"learning_rates": (r,), "weight_decays": (d,)}))
         for r in config.learning_rates
@@ -126,16 +144,83 @@ def test_only_what_is_best_after_some_epochs_is_trained_to_the_end(monkeypatch):
 
     def spy(*arguments):
         choice = whole(*arguments)
-        seen.append((arguments[8], arguments[10], choice.accuracy))
+        seen.append((arguments[8], arguments[10] if len(arguments) > 10 else None, choice.accuracy))
         return choice
 
     monkeypatch.setattr(frozen, "_fit_once", spy)
     config = ProbeConfig(epochs=5, batch_size=16, learning_rates=(1e-5, 1e-1), race_epochs=2)
     choice = fit(train=train, validation=validation, config=config)
-    assert [entry[:2] for entry in seen] == [(1e-5, 2), (1e-1, 2), (1e-1, 5)]
+    assert [entry[:2] for entry in seen] == [(1e-5, 2), (1e-1, 2), (1e-1, None)]
     assert seen[1][2] > seen[0][2]
     alone = fit(train=train, validation=validation, config=ProbeConfig(epochs=5, batch_size=16, learning_rates=(1e-1,)))
     assert torch.equal(weights(choice), weights(alone))
+
+
+def test_training_ends_when_validation_stops_improving_and_the_rate_falls_before(monkeypatch):
+    seen, whole = [], frozen.train_task
+
+    def spy(task, *arguments, **options):
+        history = whole(task, *arguments, **options)
+        seen.append((history[-1]["step"], [entry["learning_rate"] for entry in history]))
+        return history
+
+    accuracies = iter([0.1, 0.5, 0.4, 0.5, 0.6, 0.5, 0.5, 0.5, 0.5, 0.5])
+    monkeypatch.setattr(frozen, "train_task", spy)
+    monkeypatch.setattr(frozen, "accuracy_of", lambda *_: next(accuracies))
+    config = ProbeConfig(epochs=40, patience=4, batch_size=60, learning_rates=(1.0,))
+    choice = fit(config=config)
+    assert choice.settings["epoch"] == 5
+    step, rates = seen[0]
+    assert step == 9
+    assert rates == pytest.approx([1, 1, 1, 0.2, 0.04, 0.04, 0.008, 0.0016, 0.00032])
+
+
+@pytest.mark.parametrize(("least", "measured"), [(1, [4, 8, 12]), (5, [8, 12]), (50, [12])])
+def test_validation_is_measured_after_epochs_or_enough_steps(monkeypatch, least, measured):
+    seen, whole = [], frozen.train_task
+
+    def spy(*arguments, **options):
+        seen.append(whole(*arguments, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(frozen, "train_task", spy)
+    monkeypatch.setattr(frozen, "ROUND", least)
+    choice = fit(config=ProbeConfig(epochs=3, batch_size=16, learning_rates=(1e-2,)))
+    assert [entry["step"] for entry in seen[0]] == measured
+    assert 4 * choice.settings["epoch"] in measured
+
+
+def test_without_patience_the_rate_falls_by_a_cosine(monkeypatch):
+    seen, whole = [], frozen.train_task
+    monkeypatch.setattr(frozen, "train_task", lambda task, *a, **o: (seen.append(task), whole(task, *a, **o))[1])
+    fit(config=ProbeConfig(epochs=4, batch_size=60, learning_rates=(1.0,), patience=0))
+    assert [seen[0].rate(1.0, step) for step in range(4)] == pytest.approx([1.0, 0.853553, 0.5, 0.146447], abs=1e-5)
+
+
+def test_spatial_training_features_are_moved_anew_each_epoch(monkeypatch):
+    seen, whole = [], frozen.train_task
+    monkeypatch.setattr(frozen, "train_task", lambda task, *a, **o: (seen.append(task), whole(task, *a, **o))[1])
+    plain, validation = make(60, 1), make(30, 2)
+    train = Samples(plain.features, plain.labels, is_spatial=True)
+    config = ProbeConfig(epochs=2, batch_size=60, learning_rates=(1e-2,), map_augment={"flip": True, "shift": 0.4})
+    for samples in (train, plain):
+        fit(train=samples, validation=validation, config=config)
+    order = Order(60, 60, 0, purpose="head order", keeps_rest=True)
+    for step in (0, 1):
+        taken = order(step)[0]
+        expected = move_maps(plain.features[taken], taken, AugmentConfig(crop=1, flip=True), seed=0, epoch=step)
+        assert torch.equal(seen[0].inputs(step, slice(0, 60))[0], expected)
+        assert torch.equal(seen[0].inputs(step, slice(7, 9))[0], expected[7:9])
+        assert torch.equal(seen[1].inputs(step, slice(0, 60))[0], plain.features[taken])
+        assert not torch.equal(expected, plain.features[taken])
+
+
+def test_labels_are_smoothed_as_asked():
+    classifier, samples = new_head(HeadConfig(), (torch.zeros(4), torch.ones(4)), make(6, 1), 3, 0), make(6, 1)
+    maps = everything(samples)
+    expected = torch.nn.functional.cross_entropy(classifier(maps), samples.labels, label_smoothing=0.2)
+    torch.testing.assert_close(HeadLoss(classifier, 0.2)(maps, samples.labels), expected)
+    assert fit(config=PROBE.model_copy(update={"label_smoothing": 0.3})).accuracy > 0.5
 
 
 @pytest.mark.parametrize("changes", [{"ema": 0.9}, {"patience": 1}, {"precision": "bfloat16"}, {"gradient_clip": 1e-3}])

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from tdsm.classification.config import ProbeConfig
 from tdsm.classification.heads import HEADS, TDSMClassifier
-from tdsm.classification.rows import DEFAULT_ROWS, ROWS
+from tdsm.classification.rows import DEFAULT_ROWS, OF_FEATURES, ROWS, settings_of
 from tdsm.features.config import MapConfig
 from tdsm.features.extract import compute_features
 from tdsm.features.kinds import FEATURES
@@ -47,6 +48,11 @@ def test_what_a_table_shows_unasked_holds_every_promised_baseline():
     described = {(row.features, row.reader, row.is_trained) for row in rows}
     assert described >= {
         (None, "majority", True),
+        ("tdsm", "ridge", True),
+        ("tokens", "ridge", True),
+        ("pixels", "ridge", True),
+        ("pixels", "resnet", True),
+        ("reconstruction", "resnet", True),
         ("pixels", "flatten", True),
         ("pixels", "knn", True),
         ("pixels", "cnn", True),
@@ -57,6 +63,19 @@ def test_what_a_table_shows_unasked_holds_every_promised_baseline():
         ("tokens", "transformer", True),
         ("tdsm", "avg", False),
     }
+
+
+def test_what_decides_a_fitted_row_is_what_its_reader_uses():
+    every = {name for reader in ("ridge", "knn", "avg") for name in settings_of(reader, is_spatial=True)}
+    assert every == set(ProbeConfig.model_fields) - set(OF_FEATURES)
+    assert settings_of("resnet") == settings_of("avg")
+    assert "seeds" in settings_of("avg")
+    assert set(settings_of("avg", is_spatial=True)) - set(settings_of("avg")) == {"map_augment"}
+
+
+def test_what_may_be_moved_like_an_image_is_known():
+    spatial = {name for name, kind in FEATURES.items() if kind.is_spatial}
+    assert spatial == set(FEATURES) - {"tokens", "values", "random_expansion"}
 
 
 def test_the_same_cnn_reads_maps_pixels_and_reconstruction():

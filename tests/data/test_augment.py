@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from tdsm.base.errors import UsageError
 from tdsm.data import AugmentConfig
 from tdsm.data import augment as module
-from tdsm.data.augment import augment
+from tdsm.data.augment import augment, move_maps
 
 IMAGES = torch.randint(0, 256, (64, 3, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 IDS = torch.arange(64) * 5 + 3
@@ -22,6 +22,13 @@ FULL = {"config": MOVED, "seed": 1, "epoch": 2}
 def test_default_changes_nothing():
     assert not any(AugmentConfig().model_dump().values())
     assert torch.equal(augment(IMAGES, IDS, AugmentConfig(), seed=0, epoch=0), IMAGES)
+
+
+@pytest.mark.parametrize("config", [AugmentConfig(), AugmentConfig(crop=2), AugmentConfig(flip=True), MOVED])
+def test_maps_are_moved_like_images(config):
+    options = FULL | {"config": config}
+    moved = move_maps(IMAGES.movedim(1, -1), IDS, **options)
+    assert torch.equal(moved, augment(IMAGES, IDS, **options).movedim(1, -1))
 
 
 def windows(image, crop):

@@ -16,13 +16,32 @@ class HeadConfig(Settings):
     kind: Annotated[str, Choice(HEADS)] = Field("avg", description="Kind of head.")
     hidden_dim: int = Field(0, ge=0, description="Hidden width of the MLP after `flatten`; 0 is a linear layer.")
     kernel_size: Literal[1, 3] = Field(3, description="Window of the convolutions of `cnn`.")
-    width: Positive = Field(64, description="Channels of `cnn`, width of `transformer`.")
-    depth: Positive = Field(2, description="Convolutions of `cnn`, layers of `transformer`.")
+    pooling: Literal["flatten", "mean"] = Field(
+        "flatten", description="Whether `cnn` reads every place after its convolutions, or their mean."
+    )
+    width: Positive = Field(
+        64, description="Channels of `cnn`, of the first stage of `resnet`, width of `transformer`."
+    )
+    depth: Positive = Field(
+        2, description="Convolutions of `cnn`, blocks of each stage of `resnet`, layers of `transformer`."
+    )
+    max_values: Positive = Field(
+        8192, description="Most values `ridge` reads of an image: larger maps are averaged over cells first."
+    )
     num_weightings: Positive = Field(4, description="Weightings of `attention`, each pooled on its own.")
     attention_scope: Literal["location", "global"] = Field(
         "location", description="Whether `attention` weighs tokens anew at each location or once an image."
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the class scores.")
+
+
+class MapAugment(Settings):
+    """Random moves of maps as pictures: of the stored training features, which cost no encoding."""
+
+    flip: bool = Field(False, description="Mirror half of the maps left to right.")
+    shift: float = Field(
+        0.0, ge=0, lt=0.5, description="Shift maps by up to this share of their side, edges filled by reflection."
+    )
 
 
 class ProbeConfig(LoopConfig):
@@ -39,19 +58,36 @@ class ProbeConfig(LoopConfig):
         description="Seeds of every head: hyperparameters are chosen with the first, on validation; then a head is "
         "trained for each.",
     )
-    epochs: Positive = Field(40, description="Passes over the training features.")
+    epochs: Positive = Field(40, description="Most passes over the training features.")
+    patience: int = Field(
+        6,
+        ge=0,
+        description="Stop after this many epochs (of at least 50 steps) without a better validation, the rate falling "
+        "to a fifth at a third and at two thirds of them; 0: never, and the rate falls by a cosine.",
+    )
     batch_size: Positive = Field(128, description="Samples a step.")
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (1e-3, 1e-2), min_length=1, description="Learning rates tried; validation chooses."
+        (1e-3, 3e-3, 1e-2), min_length=1, description="Learning rates tried; validation chooses."
     )
     weight_decays: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (1e-2,), min_length=1, description="Weight decays tried; validation chooses."
     )
+    penalties: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+        min_length=1,
+        description="λ of `ridge` tried, against features of variance 1; validation chooses.",
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of each label spread over all classes.")
+    map_augment: MapAugment = Field(
+        MapAugment(),
+        description="Random moves of spatial training features, drawn anew each epoch: of maps, reconstruction and "
+        "pixels alike, under every head that is trained; ridge and k-NN read them as they are.",
+    )
     race_epochs: int = Field(
-        0,
+        2,
         ge=0,
-        description="Epochs after which only the learning rates and weight decays that validation finds best are "
-        "trained to the end; 0 trains all.",
+        description="A race: epochs (of at least 50 steps) after which only the learning rates and weight decays that "
+        "validation finds best are trained, anew and to the end; 0 trains all.",
     )
     views: int = Field(
         0,

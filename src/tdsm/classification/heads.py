@@ -4,6 +4,7 @@ A head reads (batch, height, width, maps). Any features fit: pixels are maps of 
 tokens are a map of height num_tokens and width 1 whose channels are the token's width.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from tdsm.base.errors import UsageError
 from tdsm.classification.config import HeadConfig
 from tdsm.classification.registry import HEADS
+from tdsm.classification.ridge import Blocks, solve_ridge
 
+GROUP = 4  # channels normalised together, where they divide so
 Maps = Float[Tensor, "batch height width maps"]
 Logits = Float[Tensor, "batch classes"]
 
@@ -24,9 +27,11 @@ Logits = Float[Tensor, "batch classes"]
 class Head(nn.Module):
     """A head is made for a number of maps and classes, for maps of a size, as settings say, and gives class scores."""
 
-    needs_size: ClassVar[bool] = False  # reads maps of one size only
+    needs_size: bool = False  # reads maps of one size only
+    is_solved: ClassVar[bool] = False  # fitted at once by `solve` instead of step by step
     width_option: ClassVar[str | None] = None  # the setting that makes it wider
     width_multiple: ClassVar[int] = 1  # what its width must divide by to be used in full
+    is_linear: bool = False  # scores are weights times values, and a bias
 
     def __init__(self, num_maps: int, num_classes: int, size: tuple[int, int], config: HeadConfig):
         super().__init__()
@@ -35,9 +40,19 @@ class Head(nn.Module):
         """Return class scores."""
         raise NotImplementedError
 
+    def read(self, maps: Maps) -> Float[Tensor, "batch values"]:
+        """Return what a head that is solved is linear in."""
+        raise NotImplementedError
+
+    def solve(self, train: Blocks, validation: Blocks, penalties: Sequence[float]) -> dict[str, float]:
+        """Fit to training samples, as `read` gives them, chosen on validation; return what was chosen."""
+        raise NotImplementedError
+
 
 class AveragePool(Head):
     """Average each map over space, then one linear layer."""
+
+    is_linear = True
 
     def __init__(self, num_maps: int, num_classes: int, size: tuple[int, int], config: HeadConfig):
         super().__init__(num_maps, num_classes, size, config)
@@ -67,7 +82,7 @@ class Flatten(Head):
 
     def __init__(self, num_maps: int, num_classes: int, size: tuple[int, int], config: HeadConfig):
         super().__init__(num_maps, num_classes, size, config)
-        width = num_maps * size[0] * size[1]
+        width, self.is_linear = num_maps * size[0] * size[1], not config.hidden_dim
         hidden: list[nn.Module] = []
         if config.hidden_dim:
             hidden, width = [nn.Linear(width, config.hidden_dim), nn.GELU()], config.hidden_dim
@@ -78,30 +93,109 @@ class Flatten(Head):
         return self.classify(rearrange(maps, "b h w k -> b (h w k)"))
 
 
+class Ridge(Head):
+    """Read all values of all maps by ridge regression: linear, solved in closed form, λ chosen on validation.
+
+    Maps of more than `max_values` values are averaged over cells first, as small ones as will do.
+    """
+
+    needs_size, is_solved, is_linear = True, True, True
+
+    def __init__(self, num_maps: int, num_classes: int, size: tuple[int, int], config: HeadConfig):
+        super().__init__(num_maps, num_classes, size, config)
+        self.cells = _cells(size, config.max_values // num_maps)
+        self.classify = nn.Linear(num_maps * self.cells[0] * self.cells[1], num_classes)
+
+    def forward(self, maps: Maps) -> Logits:
+        """Return class scores."""
+        return self.classify(self.read(maps))
+
+    def read(self, maps: Maps) -> Float[Tensor, "batch values"]:
+        """Return all values, of every cell the mean."""
+        if maps.shape[1:3] != self.cells:
+            maps = F.adaptive_avg_pool2d(maps.movedim(-1, 1), self.cells).movedim(1, -1)
+        return maps.flatten(1)
+
+    @torch.no_grad()
+    def solve(self, train: Blocks, validation: Blocks, penalties: Sequence[float]) -> dict[str, float]:
+        """Keep the penalty that is right most often on validation, the largest of equals."""
+        penalties = sorted(penalties, reverse=True)
+        found = solve_ridge(train, self.classify.out_features, penalties)
+        right = sum(
+            (found.scores(vectors).argmax(dim=2) == labels[:, None]).sum(dim=0) for vectors, labels in validation()
+        )
+        best = int(torch.as_tensor(right).argmax())
+        self.classify.weight.copy_(found.weight[:, best].T)
+        self.classify.bias.copy_(found.bias[best])
+        return {"penalty": penalties[best]}
+
+
 class Convolutions(Head):
-    """Convolve (1×1 or 3×3, halving the size between 3×3 ones), average over space, then one linear layer."""
+    """Convolve (1×1 or 3×3, halving the size between 3×3 ones), then one linear layer on all places or their mean."""
 
     width_option = "width"
 
     def __init__(self, num_maps: int, num_classes: int, size: tuple[int, int], config: HeadConfig):
         super().__init__(num_maps, num_classes, size, config)
-        layers: list[nn.Module] = []
+        self.needs_size = config.pooling == "flatten"
+        window, layers = config.kernel_size, []
         for layer in range(config.depth):
-            before = config.width if layer else num_maps
-            stride = 2 if layer and config.kernel_size == 3 else 1
-            window = config.kernel_size
-            layers += [
-                nn.Conv2d(before, config.width, window, stride, window // 2),
-                nn.GroupNorm(1, config.width),
-            ]
-            layers += [nn.GELU()]
-        self.convolve = nn.Sequential(*layers)
-        self.classify = _classify(config.width, num_classes, config)
+            stride = 2 if layer and window == 3 else 1
+            layers += [_convolution(config.width if layer else num_maps, config.width, window, stride), nn.GELU()]
+            size = (-(-size[0] // stride), -(-size[1] // stride))
+        self.convolve = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        places = size[0] * size[1] if self.needs_size else 1
+        self.classify = _classify(places * config.width, num_classes, config)
 
     def forward(self, maps: Maps) -> Logits:
         """Return class scores."""
-        features = self.convolve(rearrange(maps, "b h w k -> b k h w"))
-        return self.classify(reduce(features, "b k h w -> b k", "mean"))
+        features = self.convolve(_channels_first(maps))
+        return self.classify(
+            rearrange(features, "b k h w -> b (h w k)")
+            if self.needs_size
+            else reduce(features, "b k h w -> b k", "mean")
+        )
+
+
+class ResidualNetwork(Head):
+    """A small residual network: a stem, three stages of `depth` blocks each, the mean over places, linear.
+
+    Stages are `width`, 2 · `width` and 4 · `width` wide; the second and the third halve the size, and so does the stem
+    for maps larger than 32 × 32. The stem is a 3×3 convolution, or 1×1 where there are more maps than it is wide.
+    Group normalisation keeps images apart: what is computed of one does not depend on the others of its batch.
+    """
+
+    width_option, width_multiple = "width", GROUP
+
+    def __init__(self, num_maps: int, num_classes: int, size: tuple[int, int], config: HeadConfig):
+        super().__init__(num_maps, num_classes, size, config)
+        width, window, shrink = config.width, 1 if num_maps > config.width else 3, 2 if max(size) > 32 else 1
+        layers: list[nn.Module] = [_convolution(num_maps, width, window, shrink), nn.GELU()]
+        for stage, after in enumerate((width, 2 * width, 4 * width)):
+            for block in range(config.depth):
+                before = width if not stage else after // 2
+                layers.append(_Residual(after if block else before, after, 2 if stage and not block else 1))
+        self.convolve = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.classify = _classify(4 * width, num_classes, config)
+
+    def forward(self, maps: Maps) -> Logits:
+        """Return class scores."""
+        return self.classify(reduce(self.convolve(_channels_first(maps)), "b k h w -> b k", "mean"))
+
+
+class _Residual(nn.Module):
+    """GELU(short(x) + convolutions(x)): He et al. 2016; the short way is the identity where nothing changes size."""
+
+    def __init__(self, before: int, after: int, stride: int):
+        super().__init__()
+        self.convolve = nn.Sequential(
+            _convolution(before, after, 3, stride), nn.GELU(), _convolution(after, after, 3, 1)
+        )
+        same = before == after and stride == 1
+        self.short = nn.Identity() if same else _convolution(before, after, 1, stride)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.gelu(self.short(maps) + self.convolve(maps))
 
 
 class TokenAttention(Head):
@@ -169,8 +263,8 @@ class TDSMClassifier(nn.Module):
     Args:
         num_tokens: Number of maps, their channels: tokens, or tokens · channels for `rgb` maps.
         num_classes: Classes to tell apart.
-        pool: Kind of head, a name in `HEADS`: avg, max, flatten, cnn, attention, transformer.
-        size: Height and width of the maps; `flatten` and `transformer` need to know, the others take any.
+        pool: Kind of head, a name in `HEADS`: ridge, avg, max, flatten, cnn, resnet, attention, transformer.
+        size: Height and width of the maps; `ridge`, `flatten`, `transformer` and a `cnn` that flattens take no other.
         options: Further entries of `HeadConfig`.
 
     Raises:
@@ -197,11 +291,11 @@ class TDSMClassifier(nn.Module):
             )
         kind = HEADS[pool]
         self.config = _head_config(pool, options)
-        self.size = tuple(size) if kind.needs_size else None
         self.num_maps = num_tokens
         self.register_buffer("mean", torch.zeros(num_tokens))
         self.register_buffer("deviation", torch.ones(num_tokens))
         self.head = kind(num_tokens, num_classes, size, self.config)
+        self.size = tuple(size) if self.head.needs_size else None
 
     def fit_statistics(self, mean: Float[Tensor, " maps"], deviation: Float[Tensor, " maps"]) -> None:
         """Standardise by these channel statistics from now on; a map that is constant in training is only centred."""
@@ -219,7 +313,32 @@ class TDSMClassifier(nn.Module):
             )
         if torch.promote_types(maps.dtype, self.mean.dtype) != self.mean.dtype:
             raise UsageError(f"TDSMClassifier: maps are {maps.dtype}, this classifier computes in {self.mean.dtype}.")
-        return self.head((maps - self.mean) / self.deviation)
+        return self.head(self.standardise(maps))
+
+    def standardise(self, maps: Maps) -> Maps:
+        """Return what the head reads."""
+        return (maps - self.mean) / self.deviation
+
+
+def linear_weights(
+    classifier: TDSMClassifier, size: tuple[int, int]
+) -> tuple[Float[Tensor, "classes height width maps"], Float[Tensor, " classes"]]:
+    """Fold a linear classifier, its standardisation included, into weights on maps as they are.
+
+        score_c = ⟨weight_c, maps⟩ + bias_c
+
+    >>> weight, bias = linear_weights(TDSMClassifier(num_tokens=5, num_classes=3, pool="ridge", size=(4, 4)), (4, 4))
+    >>> weight.shape, bias.shape
+    (torch.Size([3, 4, 4, 5]), torch.Size([3]))
+
+    Raises:
+        UsageError: If the head is not linear.
+    """
+    if not classifier.head.is_linear:
+        raise UsageError(f"linear_weights: a {classifier.config.kind} head is not linear; avg, ridge or flatten is.")
+    zero = classifier.mean.new_zeros(1, *size, classifier.num_maps)
+    weight = torch.autograd.functional.jacobian(lambda maps: classifier(maps)[0], zero)
+    return weight[:, 0], classifier(zero)[0].detach()
 
 
 def make_head(config: HeadConfig, num_maps: int, num_classes: int, size: tuple[int, int]) -> TDSMClassifier:
@@ -231,6 +350,18 @@ def make_head(config: HeadConfig, num_maps: int, num_classes: int, size: tuple[i
     return TDSMClassifier(num_maps, num_classes, config.kind, size, **config.model_dump(exclude={"kind"}))
 
 
+def _cells(size: tuple[int, int], most: int) -> tuple[int, int]:
+    """Halve the longer side until there are at most so many cells; what is one wide is a sequence and stays.
+
+    >>> _cells((32, 32), 100), _cells((32, 1), 8)
+    ((8, 8), (32, 1))
+    """
+    height, width = size
+    while height * width > max(most, 1) and min(size) > 1:
+        height, width = (-(-height // 2), width) if height >= width else (height, -(-width // 2))
+    return height, width
+
+
 def _head_config(kind: str, options: dict[str, Any]) -> HeadConfig:
     try:
         return HeadConfig.model_validate({"kind": kind, **options})
@@ -238,6 +369,16 @@ def _head_config(kind: str, options: dict[str, Any]) -> HeadConfig:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
         known = ", ".join(name for name in HeadConfig.model_fields if name != "kind")
         raise UsageError(f"TDSMClassifier: {wrong}. Options are {known}.") from None
+
+
+def _channels_first(maps: Maps) -> Float[Tensor, "batch maps height width"]:
+    """Return the maps as convolutions index them, in memory channels last."""
+    return maps.movedim(-1, 1).contiguous(memory_format=torch.channels_last)
+
+
+def _convolution(before: int, after: int, window: int, stride: int) -> nn.Module:
+    groups = after // GROUP if after % GROUP == 0 else 1
+    return nn.Sequential(nn.Conv2d(before, after, window, stride, window // 2, bias=False), nn.GroupNorm(groups, after))
 
 
 def _classify(width: int, num_classes: int, config: HeadConfig) -> nn.Module:

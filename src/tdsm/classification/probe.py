@@ -1,7 +1,7 @@
 """Train a classification head on frozen, stored features, and choose it on validation."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -12,10 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tdsm.base.randomness import derive_seed
-from tdsm.classification.config import HeadConfig, ProbeConfig
+from tdsm.classification.config import HeadConfig, MapAugment, ProbeConfig
 from tdsm.classification.heads import TDSMClassifier, make_head
 from tdsm.classification.knn import Block, nearest, votes
+from tdsm.classification.registry import HEADS
 from tdsm.data import ImageSet
+from tdsm.data.augment import AugmentConfig, move_maps
 from tdsm.features.store import FeatureRows
 from tdsm.training import processes
 from tdsm.training.engine import Phase, Task
@@ -23,6 +25,8 @@ from tdsm.training.engine import train as train_task
 from tdsm.training.steps import Order, warmup_cosine
 
 READ, READ_IMAGES = 512, 64
+ROUND = 50  # fewest steps after which validation is measured
+SOLVE_READ, SOLVE_VALUES = 2048, 2**23  # samples, and values of them, that a closed form reads at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +35,7 @@ class Samples:
 
     features: FeatureRows
     labels: Int[Tensor, " samples"]
+    is_spatial: bool = False  # whether height and width are those of the image, so that they may be moved like it
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,34 +48,39 @@ class Choice:
 
 
 class HeadLoss(nn.Module):
-    """The cross-entropy of a classifier on features."""
+    """The cross-entropy of a classifier on features, a share of each label spread over all classes."""
 
-    def __init__(self, classifier: nn.Module):
+    def __init__(self, classifier: nn.Module, smoothing: float = 0.0):
         super().__init__()
-        self.classifier = classifier
+        self.classifier, self.smoothing = classifier, smoothing
 
     def forward(self, features: Tensor, labels: Int[Tensor, " rows"]) -> Float[Tensor, ""]:
         """Return the mean over rows."""
-        return F.cross_entropy(self.classifier(features), labels)
+        return F.cross_entropy(self.classifier(features), labels, label_smoothing=self.smoothing)
 
 
 def fit_head(
     head: HeadConfig, train: Samples, validation: Samples, num_classes: int, config: ProbeConfig, seed: int, device: str
 ) -> Choice:
-    """Train a head for every learning rate and weight decay, and keep the epoch that is best on validation.
+    """Fit a head to training samples, and choose on validation.
 
-    Cross-entropy, AdamW, cosine to zero, features standardised channel by channel by the training samples. With
-    `race_epochs` set, only those go on that were best after so many epochs.
+    A head that is solved is solved for every penalty. Any other is trained for every learning rate and weight decay,
+    by AdamW on the cross-entropy, until validation stops improving, and keeps its best epoch. With `race_epochs` set,
+    only those go on that were best after a short race. Features are standardised channel by channel by the training
+    samples.
 
     Raises:
         NonFiniteError: If loss or weights are not finite for any of the settings.
+        UsageError: If there are more samples and features than the head can be solved for.
     """
+    if HEADS[head.kind].is_solved:
+        return _solve(head, train, validation, num_classes, config, device)
     start = partial(_fit_once, head, channel_statistics(train), train, validation, num_classes, config, seed, device)
     pairs = list(product(config.learning_rates, config.weight_decays))
     if config.race_epochs and len(pairs) > 1:
-        early = [start(*pair, min(config.race_epochs, config.epochs)).accuracy for pair in pairs]
+        early = [start(*pair, config.race_epochs).accuracy for pair in pairs]
         pairs = [pair for pair, accuracy in zip(pairs, early, strict=True) if accuracy == max(early)]
-    return max((start(*pair, config.epochs) for pair in pairs), key=lambda choice: choice.accuracy)
+    return max((start(*pair) for pair in pairs), key=lambda choice: choice.accuracy)
 
 
 def fit_seeds(
@@ -78,9 +88,12 @@ def fit_seeds(
 ) -> list[Choice]:
     """Choose with the first seed, then train a head for each further one at that learning rate and weight decay.
 
-    Every seed keeps its own epoch, the one that is best on validation.
+    Every seed keeps its own epoch, the one that is best on validation. A head that is solved has no seed, and comes
+    once.
     """
     first = fit_head(head, train, validation, num_classes, config, seed, device)
+    if HEADS[head.kind].is_solved:
+        return [first]
     rate, decay = first.settings["learning_rate"], first.settings["weight_decay"]
     chosen = config.model_copy(update={"learning_rates": (rate,), "weight_decays": (decay,)})
     seeds = [derive_seed(seed, "probe", number) for number in range(1, config.seeds)]
@@ -169,6 +182,54 @@ def new_head(
     return classifier
 
 
+def plateau(accuracies: Sequence[float], wait: int) -> float:
+    """Return the share of the peak that is left: a fifth for every `wait` rounds in a row without a better one.
+
+    >>> plateau([0.5, 0.4, 0.5, 0.6], wait=2), plateau([0.5, 0.4, 0.5, 0.6], wait=1)
+    (0.2, 0.04)
+    """
+    best, stalled, share = -math.inf, 0, 1.0
+    for accuracy in accuracies:
+        stalled = 0 if accuracy > best else stalled + 1
+        best = max(best, accuracy)
+        share = share / 5 if stalled and stalled % wait == 0 else share
+    return share
+
+
+def _round(order: Order) -> int:
+    return order.per_epoch * -(-ROUND // order.per_epoch)
+
+
+def moved(
+    maps: Float[Tensor, "batch height width maps"],
+    ids: Int[Tensor, " batch"],
+    config: MapAugment,
+    seed: int,
+    epoch: int,
+) -> Float[Tensor, "batch height width maps"]:
+    """Flip and shift maps at random, each by a draw of (seed, epoch, id); the default changes nothing."""
+    crop = round(config.shift * min(maps.shape[1:3]))
+    if not crop and not config.flip:
+        return maps
+    return move_maps(maps, ids, AugmentConfig(crop=crop, flip=config.flip), seed=seed, epoch=epoch)
+
+
+def _solve(
+    head: HeadConfig, train: Samples, validation: Samples, num_classes: int, config: ProbeConfig, device: str
+) -> Choice:
+    """Solve a head in closed form."""
+    classifier = new_head(head, channel_statistics(train), train, num_classes, 0).to(device)
+    read, rows = classifier.head.read, max(1, min(SOLVE_READ, SOLVE_VALUES // math.prod(train.features.shape[1:])))
+
+    def blocks(samples: Samples) -> Iterator[Block]:
+        for part in torch.arange(len(samples.features)).split(rows):
+            maps = samples.features[part].to(device)
+            yield read(classifier.standardise(maps)), samples.labels[part].to(device)
+
+    settings = classifier.head.solve(partial(blocks, train), partial(blocks, validation), config.penalties)
+    return Choice(accuracy_of(classifier, validation, device), settings, classifier)
+
+
 def _fit_once(
     head: HeadConfig,
     statistics: tuple[Tensor, Tensor],
@@ -180,34 +241,52 @@ def _fit_once(
     device: str,
     rate: float,
     decay: float,
-    epochs: int,
+    rounds: int | None = None,
 ) -> Choice:
-    """Train one head for the first `epochs` of the epochs that are set, and keep the best of them."""
+    """Train one head for at most so many rounds, and keep the best of them.
+
+    A round is an epoch, or as many as make `ROUND` steps; after each validation is measured. The rate falls to a fifth
+    whenever a third of the patience has passed without a better round, or, without patience, by a cosine to zero.
+    """
     order = Order(len(train.features), config.batch_size, seed, purpose="head order", keeps_rest=True)
     classifier = new_head(head, statistics, train, num_classes, seed).to(device)
+    accuracies: list[float] = []
+    every, steps = _round(order), config.epochs * order.per_epoch
+
+    def rate_at(peak: float, step: int) -> float:
+        if not config.patience:
+            return warmup_cosine(peak, step, steps=steps, warmup=0)
+        return peak * plateau(accuracies, max(1, config.patience // 3))
 
     def inputs(step: int, rows: slice) -> tuple[Tensor, Tensor]:
-        taken = order(step)[0][rows]
-        return train.features[taken].to(device), train.labels[taken].to(device)
+        taken, epoch = order(step)
+        maps = train.features[taken[rows]].to(device)
+        if train.is_spatial:
+            maps = moved(maps, taken[rows], config.map_augment, seed, epoch)
+        return maps, train.labels[taken[rows]].to(device)
+
+    def validate(judged: nn.Module) -> dict[str, float]:
+        accuracies.append(accuracy_of(judged, validation, device))
+        return {"validation_accuracy": accuracies[-1]}
 
     task = Task(
         name=f"head {head.kind} at learning rate {rate}",
         model=classifier,
-        loss=HeadLoss(classifier),
+        loss=HeadLoss(classifier, config.label_smoothing),
         size=order.size,
         inputs=inputs,
         groups=[{"params": list(classifier.parameters()), "name": "head", "peak": rate, "weight_decay": decay}],
-        rate=partial(warmup_cosine, steps=config.epochs * order.per_epoch, warmup=0),
-        phases=(Phase(epochs * order.per_epoch),),
-        validate=lambda judged: {"validation_accuracy": accuracy_of(judged, validation, device)},
+        rate=rate_at,
+        phases=(Phase(steps if rounds is None else min(steps, rounds * every)),),
+        validate=validate,
         score="validation_accuracy",
-        validate_every=order.per_epoch,
-        checkpoint_every=order.per_epoch,
+        validate_every=every,
+        checkpoint_every=every,
         remedy=lambda _: "Set --probe.learning-rates lower.",
         blocks=(classifier.head,),
     )
     history = train_task(task, config, seed=seed)
     best = max(history, key=lambda entry: entry["validation_accuracy"])
-    epoch = best["step"] // order.per_epoch
+    epoch = -(-best["step"] // order.per_epoch)
     settings = {"learning_rate": rate, "weight_decay": decay, "epoch": epoch}
     return Choice(best["validation_accuracy"], settings, classifier)

@@ -12,10 +12,12 @@ HERE = "tdsm.classification.heads"
 HEADS: "Registry[type[Head]]" = Registry(
     "head",
     {
+        "ridge": f"{HERE}:Ridge",
         "avg": f"{HERE}:AveragePool",
         "max": f"{HERE}:MaxPool",
         "flatten": f"{HERE}:Flatten",
         "cnn": f"{HERE}:Convolutions",
+        "resnet": f"{HERE}:ResidualNetwork",
         "attention": f"{HERE}:TokenAttention",
         "transformer": f"{HERE}:Transformer",
     },

@@ -11,8 +11,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tdsm.base.registry import Registry
-from tdsm.classification.config import HeadConfig
+from tdsm.classification.config import HeadConfig, ProbeConfig
+from tdsm.classification.registry import HEADS
 from tdsm.features.kinds import FEATURES, FeatureKind
+
+OF_KNN = ("neighbours", "temperature")
+OF_SOLVED = ("penalties",)
+OF_PLACES = ("map_augment",)
+# rows: which there are; max_train: in what the features are made from; views and augment: noted apart
+OF_FEATURES = ("rows", "max_train", "views", "augment")
 
 
 @dataclass(frozen=True)
@@ -49,12 +56,14 @@ class Row:
 
 
 READERS: dict[str, Reader] = {
+    "ridge": Reader(HeadConfig(kind="ridge"), "all values, ridge regression in closed form"),
     "avg": Reader(HeadConfig(kind="avg"), "spatial average, linear"),
     "max": Reader(HeadConfig(kind="max"), "spatial maximum, linear"),
     "linear": Reader(HeadConfig(kind="flatten"), "all values, linear"),
-    "mlp": Reader(HeadConfig(kind="flatten", hidden_dim=64), "all values, one hidden layer"),
-    "cnn1": Reader(HeadConfig(kind="cnn", kernel_size=1), "1×1 convolutions, average", "places"),
-    "cnn": Reader(HeadConfig(kind="cnn", kernel_size=3, width=32), "3×3 convolutions, average", "places"),
+    "mlp": Reader(HeadConfig(kind="flatten", hidden_dim=256), "all values, one hidden layer"),
+    "cnn1": Reader(HeadConfig(kind="cnn", kernel_size=1, pooling="mean"), "1×1 convolutions, average", "places"),
+    "cnn": Reader(HeadConfig(kind="cnn", width=32), "3×3 convolutions, all places, linear", "places"),
+    "resnet": Reader(HeadConfig(kind="resnet", width=16, depth=1), "a small residual network", "places"),
     "attention": Reader(HeadConfig(kind="attention"), "tokens weighed at each place", "maps"),
     "attention_global": Reader(
         HeadConfig(kind="attention", attention_scope="global"), "tokens weighed once an image", "maps"
@@ -63,10 +72,12 @@ READERS: dict[str, Reader] = {
     "knn": Reader(None, "nearest neighbours of all values"),
 }
 DEFAULT_ROWS = (
-    *("tdsm-avg", "tdsm-max", "tdsm-linear", "tdsm-mlp", "tdsm-cnn1", "tdsm-cnn", "tdsm-attention"),
-    *("tdsm-attention_global", "tdsm-knn", "majority", "pixels-linear", "pixels-knn", "pixels-cnn"),
-    *("reconstruction-linear", "reconstruction-cnn", "tokens-avg", "tokens-linear", "tokens-transformer"),
-    *("values-linear", "untrained-tokens-linear", "untrained-tdsm-avg", "untrained-tdsm-cnn"),
+    *("tdsm-ridge", "tdsm-avg", "tdsm-max", "tdsm-linear", "tdsm-mlp", "tdsm-cnn1", "tdsm-cnn", "tdsm-resnet"),
+    *("tdsm-attention", "tdsm-attention_global", "tdsm-knn", "majority"),
+    *("pixels-ridge", "pixels-linear", "pixels-knn", "pixels-cnn", "pixels-resnet"),
+    *("reconstruction-ridge", "reconstruction-linear", "reconstruction-cnn", "reconstruction-resnet"),
+    *("tokens-ridge", "tokens-avg", "tokens-linear", "tokens-transformer", "values-ridge", "values-linear"),
+    *("untrained-tokens-ridge", "untrained-tokens-linear", "untrained-tdsm-avg", "untrained-tdsm-cnn"),
 )
 
 
@@ -88,3 +99,19 @@ ROWS: Registry[Row] = Registry(
         if reader.suits(kind) and (kind.needs_field or not prefix)
     },
 )
+
+
+def settings_of(reader: str, is_spatial: bool = False) -> tuple[str, ...]:
+    """Name the entries of `ProbeConfig` that decide how a row is fitted to its features, by what reads them.
+
+    >>> settings_of("ridge"), settings_of("majority")
+    (('penalties',), ())
+    """
+    if reader == "majority":
+        return ()
+    if reader == "knn":
+        return OF_KNN
+    if HEADS[reader].is_solved:
+        return OF_SOLVED
+    others = (*OF_KNN, *OF_SOLVED, *OF_FEATURES, *(() if is_spatial else OF_PLACES))
+    return tuple(name for name in ProbeConfig.model_fields if name not in others)

@@ -18,7 +18,7 @@ from tdsm.base.errors import UsageError
 from tdsm.base.randomness import derive_seed
 from tdsm.data.config import AugmentConfig
 
-__all__ = ["AugmentConfig", "augment", "check_augment"]
+__all__ = ["AugmentConfig", "augment", "check_augment", "move_maps"]
 
 MOVES = ("down", "right", "mirror")
 SHAPES = ("rotate", "zoom", "brightness", "contrast", "saturation")
@@ -65,7 +65,8 @@ def augment(
     """
     check_augment(config, *images.shape[2:])
     if config.crop or config.flip:
-        images = _moved(images, _bits(ids, seed, epoch, "augment", len(MOVES)), config)
+        bits = _bits(ids, seed, epoch, "augment", len(MOVES))
+        images = _take(images, *_places(images.shape[2:], bits, config))
     if not any(getattr(config, name) for name in SHAPES):
         return images
     if not images.is_floating_point():
@@ -76,6 +77,29 @@ def augment(
     return _coloured(images, {name: 1 + getattr(config, name) * draws[name] for name in SHAPES[2:]}, config)
 
 
+def move_maps(
+    maps: Shaped[Tensor, "batch height width maps"],
+    ids: Int64[Tensor, "batch"],
+    config: AugmentConfig,
+    *,
+    seed: int,
+    epoch: int,
+) -> Shaped[Tensor, "batch height width maps"]:
+    """Crop and flip maps, channels last, by the draws with which `augment` crops and flips images.
+
+    >>> maps, ids = torch.arange(4.0).view(1, 1, 4, 1), torch.tensor([7])
+    >>> move_maps(maps, ids, AugmentConfig(), seed=0, epoch=1).flatten()
+    tensor([0., 1., 2., 3.])
+
+    Raises:
+        UsageError: If the crop is not smaller than height and width.
+    """
+    check_augment(config, *maps.shape[1:3])
+    rows, columns = _places(maps.shape[1:3], _bits(ids, seed, epoch, "augment", len(MOVES)), config)
+    sample = torch.arange(len(maps), device=maps.device)[:, None, None]
+    return maps[sample, rows.to(maps.device)[:, :, None], columns.to(maps.device)[:, None, :]]
+
+
 def check_augment(config: AugmentConfig, height: int, width: int) -> None:
     """Raise `UsageError` if images of this size cannot be changed so."""
     if config.crop and config.crop >= min(height, width):
@@ -84,15 +108,16 @@ def check_augment(config: AugmentConfig, height: int, width: int) -> None:
         )
 
 
-def _moved(images: Tensor, bits: NDArray[np.uint64], config: AugmentConfig) -> Tensor:
-    height, width = images.shape[2:]
+def _places(size: tuple[int, ...], bits: NDArray[np.uint64], config: AugmentConfig) -> tuple[Tensor, Tensor]:
+    """Return the row and the column that each sample's rows and columns are taken from."""
+    height, width = size
     down, right = (bits[:, :2] % np.uint64(2 * config.crop + 1)).astype(np.int64).T - config.crop
     rows = _reflect(np.arange(height) + down[:, None], height)
     columns = _reflect(np.arange(width) + right[:, None], width)
     if config.flip:
         is_mirrored = (bits[:, 2] >> np.uint64(63)).astype(bool)
         columns[is_mirrored] = columns[is_mirrored, ::-1]
-    return _take(images, torch.from_numpy(rows), torch.from_numpy(columns))
+    return torch.from_numpy(rows), torch.from_numpy(columns)
 
 
 def _turned(images: Tensor, degrees: Float[Tensor, " batch"], factor: Float[Tensor, " batch"]) -> Tensor:

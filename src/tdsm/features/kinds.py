@@ -62,6 +62,11 @@ class FeatureKind:
         return "selection" in self.settings
 
     @property
+    def is_spatial(self) -> bool:
+        """Whether its first two axes are those of the image: it is the image, or was decoded at places of it."""
+        return not self.is_sequence and (self.is_decoded or not self.settings)
+
+    @property
     def is_token_map(self) -> bool:
         """Whether its channels are what each token decodes to."""
         return self.is_map and self.is_decoded

@@ -19,8 +19,9 @@ from tdsm.base.errors import CheckpointError
 from tdsm.classification.config import HeadConfig
 from tdsm.classification.heads import make_head
 from tdsm.classification.probe import Choice, Samples, fit_knn, fit_seeds, predict, predict_knn
-from tdsm.classification.rows import ROWS, Row
+from tdsm.classification.rows import ROWS, Row, settings_of
 from tdsm.classification.scores import majority, scores
+from tdsm.features.kinds import FEATURES
 from tdsm.features.store import FeatureRows
 from tdsm.models.weights import count_parameters, load_strictly
 from tdsm.pipeline import link
@@ -28,9 +29,6 @@ from tdsm.pipeline.run import Run, chosen_rows
 
 ROWS_FOLDER, SCORES_FOLDER = "rows", "scores"
 CHOICE, TIMING, SCORE, PREDICTIONS = "choice.json", "timing.json", "score.json", "predictions.safetensors"
-OF_KNN = ("neighbours", "temperature")
-# rows: which there are; max_train: in what the features are made from; views and augment: noted apart
-OF_NO_HEAD = (*OF_KNN, "rows", "max_train", "views", "augment")
 
 
 def fit_rows(run: Run) -> None:
@@ -92,8 +90,8 @@ def row_origin(run: Run, row: Row) -> dict[str, Any]:
     features = {split: _read(run, row, split) for split in ("train", "validation")}
     views = {"count": run.config.probe.views, "augment": probe["augment"]} if run.config.probe.views else None
     head = None if row.head is None else row.head.model_dump(mode="json")
-    used = {"majority": (), "knn": OF_KNN}.get(row.reader, [key for key in probe if key not in OF_NO_HEAD])
-    settings = {key: probe[key] for key in used}
+    is_spatial = row.features is not None and FEATURES[row.features].is_spatial
+    settings = {key: probe[key] for key in settings_of(row.reader, is_spatial)}
     return {"features": features, "views": views, "head": head, "probe": settings, "seed": run.config.seed}
 
 
