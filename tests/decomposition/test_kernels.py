@@ -62,7 +62,7 @@ def test_approximations_stay_within_their_stated_errors():
     gelu, slope = approximations(g)
     exact = g.double()
     cdf = torch.from_numpy(ndtr(exact.numpy()))
-    assert (gelu - exact * cdf).abs().max() < 6e-7
+    assert (gelu - exact * cdf).abs().max() < 7e-7
     assert (slope - cdf - exact * torch.exp(-(exact**2) / 2) / math.sqrt(2 * math.pi)).abs().max() < 1.4e-6
 
 
