@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tdsm.decomposition import component_images, contributions, decompose, plan_decoding, pooled_map, spatial_map
     from tdsm.decomposition.reduce import reduce_components
     from tdsm.decomposition.select import select_tokens
+    from tdsm.explore.notebook import show
     from tdsm.models import adapters
     from tdsm.models.config import FieldConfig
     from tdsm.models.field import NeuralField, get_tdsm
@@ -42,6 +43,7 @@ __all__ = [
     "pooled_map",
     "reduce_components",
     "select_tokens",
+    "show",
     "spatial_map",
 ]
 
@@ -62,6 +64,7 @@ _HOME = {
     "pooled_map": "tdsm.decomposition",
     "reduce_components": "tdsm.decomposition.reduce",
     "select_tokens": "tdsm.decomposition.select",
+    "show": "tdsm.explore.notebook",
     "spatial_map": "tdsm.decomposition",
 }
 

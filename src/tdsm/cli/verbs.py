@@ -12,11 +12,12 @@ import tyro
 from pydantic import Field, create_model
 
 from tdsm.base.errors import ResourceError, UsageError
-from tdsm.base.settings import Settings
+from tdsm.base.settings import Choice, Positive, Settings
 from tdsm.bench.config import BenchConfig
 from tdsm.classification.config import ProbeConfig, RegimeConfig
 from tdsm.cli.options import preset, read_yaml, to_yaml
 from tdsm.cli.presets import PRESETS, digits
+from tdsm.decomposition.registry import DECOMPOSITIONS
 from tdsm.features.config import MapConfig
 from tdsm.pipeline.config import RunConfig
 from tdsm.study.config import QUESTIONS, AnalysisConfig
@@ -273,6 +274,39 @@ class Report(Stage):
             print(write_page(run))
 
 
+class Explore(Verb):
+    """Play with a run or a field in a browser: switch tokens on and off, ask which of them speak where."""
+
+    path: tyro.conf.Positional[Path] = Field(description="Run folder, saved field or published .pt file.")
+    pictures: tuple[Path, ...] = Field((), description="Picture files to choose from.")
+    source: Source = None
+    port: int = Field(0, ge=0, le=65535, description="Port on this machine; 0 takes a free one.")
+    browser: bool = Field(False, description="Open the page in a browser at once.")
+    export: Path | None = Field(None, description="Write the page for a file into this folder, and serve nothing.")
+    images: Positive = Field(50, description="Images of the exported page, a stratified draw of the first set.")
+    rows: tuple[int, ...] = Field((), description="These images of the first set instead, by number.")
+    methods: tuple[Annotated[str, Choice(DECOMPOSITIONS)], ...] = Field(
+        (), description="Decompositions in the exported page beside the one that adds up."
+    )
+
+    def execute(self) -> None:
+        """Serve until interrupted, or write the page."""
+        from tdsm.explore.export import chosen_images, export
+        from tdsm.explore.start import explore, require_server
+        from tdsm.explore.studio import open_studio
+
+        if self.export is None:
+            require_server()
+        studio = open_studio(self.path.expanduser(), say, [path.expanduser() for path in self.pictures], self.source)
+        if self.export is None:
+            return explore(studio, self.port, say, opens_browser=self.browser)
+        path, words = export(
+            studio, self.export.expanduser(), chosen_images(studio, self.images, self.rows), self.methods
+        )
+        say(words)
+        print(path)
+
+
 class Info(Verb):
     """Describe this machine, or what is at a path."""
 
@@ -317,6 +351,7 @@ VERBS: dict[str, Any] = {
     "analyse": Analyse,
     "study": Study,
     "report": Report,
+    "explore": Explore,
     "info": Info,
     "bench": Bench,
 }

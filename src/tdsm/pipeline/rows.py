@@ -5,6 +5,7 @@ scores/NAME/   score.json, predictions.safetensors: the classes every seed gave 
 """
 
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +18,7 @@ from torch import Tensor
 from tdsm.base import io
 from tdsm.base.errors import CheckpointError
 from tdsm.classification.config import HeadConfig
-from tdsm.classification.heads import make_head
+from tdsm.classification.heads import TDSMClassifier, make_head
 from tdsm.classification.probe import Choice, Samples, fit_knn, fit_seeds, predict, predict_knn
 from tdsm.classification.rows import ROWS, Row, settings_of
 from tdsm.classification.scores import majority, scores
@@ -56,7 +57,7 @@ def score_rows(run: Run) -> list[dict]:
             f"{run.path}: {_listed(absent)} not fitted to what is there now. First: tdsm classify {run.path}"
         )
     rows = {name: row for name, row in ROWS.items() if name in chosen or _is_fitted(run, name, row)}
-    stale = {name: row for name, row in rows.items() if not _is_scored(run, name, row)}
+    stale = {name: row for name, row in rows.items() if not is_scored(run, name)}
     extract(run, stale, "test")
     return [_score(run, name, row) for name, row in rows.items()]
 
@@ -67,13 +68,34 @@ def scored_rows(run: Run) -> list[dict]:
     Raises:
         CheckpointError: If a chosen row is not scored.
     """
-    there = [name for name, row in ROWS.items() if _is_fitted(run, name, row) and _is_scored(run, name, row)]
+    there = [name for name in fitted_rows(run) if is_scored(run, name)]
     if absent := [name for name in chosen_rows(run.config.probe.rows) if name not in there]:
         raise CheckpointError(
             f"{run.path}: {_listed(absent)} not evaluated yet. "
             f"First: tdsm classify {run.path}; tdsm evaluate {run.path}"
         )
     return [_entry(run, name) for name in there]
+
+
+def fitted_rows(run: Run) -> list[str]:
+    """Name the rows that are fitted to what is there now."""
+    return [name for name, row in ROWS.items() if _is_fitted(run, name, row)]
+
+
+def is_scored(run: Run, name: str) -> bool:
+    """Tell whether a fitted row is scored, as it is fitted now."""
+    return link.fault(*_score_link(run, name, ROWS[name]), holds=[SCORE, PREDICTIONS]) is None
+
+
+def read_classifiers(run: Run, name: str, shape: tuple[int, int, int]) -> Iterator[TDSMClassifier]:
+    """Read the classifiers of a fitted row, one a seed, for features of a shape (height, width, maps)."""
+    height, width, maps = shape
+    folder, classes = run.path / ROWS_FOLDER / name, len(run.data.train.classes)
+    choice = io.read_object(folder / CHOICE)
+    for number in range(len(choice["fits"])):
+        classifier = make_head(HeadConfig.model_validate(choice["head"]), maps, classes, (height, width))
+        load_strictly(classifier, io.read_tensors(folder / f"seed-{number}.safetensors"), where=str(folder))
+        yield classifier
 
 
 def extract(run: Run, rows: dict[str, Row], split: str) -> None:
@@ -168,10 +190,6 @@ def _score_link(run: Run, name: str, row: Row) -> tuple[Path, dict[str, Any]]:
     return run.path / SCORES_FOLDER / name, made_from
 
 
-def _is_scored(run: Run, name: str, row: Row) -> bool:
-    return link.fault(*_score_link(run, name, row), holds=[SCORE, PREDICTIONS]) is None
-
-
 def _score(run: Run, name: str, row: Row) -> dict:
     path, made_from = _score_link(run, name, row)
     reads = _reads(path)
@@ -213,12 +231,8 @@ def _predict(run: Run, row: Row, fitted: Path, choice: dict) -> Int[Tensor, "see
         settings = choice["fits"][0]["settings"]
         train = run.samples(row, "train")
         return predict_knn(test.features, train, classes, settings["neighbours"], settings["temperature"])[None]
-    height, width, maps = test.features.shape[1:]
-    classifier, predicted = make_head(HeadConfig.model_validate(choice["head"]), maps, classes, (height, width)), []
-    for number in range(len(choice["fits"])):
-        load_strictly(classifier, io.read_tensors(fitted / f"seed-{number}.safetensors"), where=str(fitted))
-        predicted.append(predict(classifier, test.features, run.device))
-    return torch.stack(predicted)
+    classifiers = read_classifiers(run, fitted.name, tuple(test.features.shape[1:]))
+    return torch.stack([predict(classifier, test.features, run.device) for classifier in classifiers])
 
 
 def _listed(names: list[str]) -> str:
