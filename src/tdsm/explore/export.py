@@ -8,7 +8,8 @@ rounded likewise.
 
 import base64
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,9 @@ from tdsm.explore.document import document
 from tdsm.explore.studio import Studio
 
 PAGE = "index.html"
-LEVELS, SHARE_LEVELS = 15, 127  # steps from 0 to the largest value: of components, of shares of class scores
+LEVELS = (127, 63, 31, 15, 7)  # steps from 0 to the largest value of a component: as many as the size allows
+SHARE_LEVELS = 127  # likewise of shares of class scores
+WANTED_BYTES, SAMPLE = 700_000, 4  # of all images together, packed; judged by a few of them
 MOST_HEADS, SMALL_SIDE = 3, 32
 
 
@@ -54,7 +57,7 @@ def export(
 
 
 def exported_page(
-    studio: Studio, images: Sequence[tuple[int, int]], methods: Sequence[str] = (), *, levels: int = LEVELS
+    studio: Studio, images: Sequence[tuple[int, int]], methods: Sequence[str] = (), *, levels: int | None = None
 ) -> tuple[str, str]:
     """Return the page of chosen images as text, and what was rounded in words.
 
@@ -62,7 +65,7 @@ def exported_page(
         studio: What it is about.
         images: (shelf, place) of each.
         methods: Decompositions beside the one that adds up.
-        levels: Steps from 0 to the largest value of a component.
+        levels: Steps from 0 to the largest value of a component; None takes as many as make about 1 MB.
     """
     if not images:
         raise UsageError("export: no image is chosen. Name --pictures, or take a run, which has images.")
@@ -73,7 +76,9 @@ def exported_page(
     methods = [summing, *(name for name in methods if name != summing)]
     about, heads = studio.about(), _heads(studio, images[0])
     side = next((size for size in reversed(studio.sizes) if size <= SMALL_SIDE), studio.sizes[0])
-    parts = [_image(studio, *image, methods, heads, side, levels) for image in track(images, "export", unit="images")]
+    pack = partial(_image, studio, methods, heads, side)
+    levels = levels or _levels_that_fit(pack, images)
+    parts = [pack(levels, *image) for image in track(images, "export", unit="images")]
     words = _in_words([entry[summing] for _, entry in parts])
     by_name = {method["name"]: method for method in about["methods"]}
     here = {"methods": [by_name[name] for name in methods], "first_method": 0, "sizes": [side], "first_size": side}
@@ -107,7 +112,7 @@ def _in_words(components: Sequence[dict[str, Any]]) -> str:
     error = max(facts["error"] for facts in components)
     return (
         f"{count_of(len(components), 'image')}. Components are rounded to steps of {min(steps):.3f} to "
-        f"{max(steps):.3f} on a scale where the picture runs from −1 to 1; no value of one is off by more than {error:.4f}."
+        f"{max(steps):.3f}, where the picture runs from −1 to 1; none of their values is off by more than {error:.4f}."
     )
 
 
@@ -122,8 +127,16 @@ def _listing(studio: Studio, images: Sequence[tuple[int, int]]) -> dict[str, Any
     return {"labels": labels, "names": names, "python": python, "predicted": predicted}
 
 
+def _levels_that_fit(pack: Callable[..., tuple[str, dict]], images: Sequence[tuple[int, int]]) -> int:
+    """Choose as many levels as keep the page at about the size that is wanted, by some of its images."""
+    some = images[:: -(-len(images) // SAMPLE)]
+    most = WANTED_BYTES * 4 / 3 * len(some) / len(images)  # in base64
+    fitting = (levels for levels in LEVELS if sum(len(pack(levels, *image)[0]) for image in some) <= most)
+    return next(fitting, LEVELS[-1])
+
+
 def _image(
-    studio: Studio, shelf: int, row: int, methods: list[str], heads: list[int], side: int, levels: int
+    studio: Studio, methods: list[str], heads: list[int], side: int, levels: int, shelf: int, row: int
 ) -> tuple[str, dict[str, Any]]:
     """Pack one image: its content in base64, and what says how to read it."""
     image = studio.image(shelf, row)[0].movedim(0, -1)

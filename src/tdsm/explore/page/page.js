@@ -90,9 +90,14 @@ function complain(error) {
 
 // ---------------------------------------------------------------- what is there of the chosen images
 
+function isBusy(is) {
+  document.body.classList.toggle("busy", is);
+  $("stage").setAttribute("aria-busy", String(is));
+}
+
 async function load() {
   const ours = ++turn, side = about.sizes[state.size], sumMethod = about.first_method;
-  document.body.classList.add("busy");
+  isBusy(true);
   try {
     const one = async (image) => {
       if (!image) return null;
@@ -118,7 +123,7 @@ async function load() {
   } catch (error) {
     if (ours === turn) complain(error);
   } finally {
-    if (ours === turn) document.body.classList.remove("busy");
+    if (ours === turn) isBusy(false);
   }
 }
 
@@ -126,7 +131,7 @@ async function load() {
 
 function looks() {
   if (about.methods[state.method].alone) return [["picture", "decoded pictures"], ["signed", "difference from its own mean"]];
-  return [["signed", about.channels > 1 ? "mean over colours, signed" : "signed"], ...(about.channels === 3 ? [["colour", "colours, grey is none"]] : [])];
+  return [["signed", about.channels > 1 ? "mean over colours" : "signed"], ...(about.channels === 3 ? [["colour", "colours, grey is none"]] : [])];
 }
 
 // The maps of an image as they are ranked and drawn: of tokens decoded alone, about their own mean.
@@ -165,7 +170,8 @@ function draw() {
   const own = state.isOwnScale && look !== "picture" ? "; each tile reaches to its own largest value, which is written on it" : "";
   const end = state.isOwnScale ? 1 : limit;
   const kind = look === "picture" ? { ramp: "grey", low: -1, high: 1 } : look === "colour" ? {} : { ramp, low: ramp === "above" ? 0 : -end, high: end };
-  paintLegend($("legend"), { ...kind, words: own ? `share of each tile's largest value${own}` : words });
+  const sides = b ? "; left A, right B" : "";
+  paintLegend($("legend"), { ...kind, words: (own ? `share of each tile's largest value${own}` : words) + sides });
   label();
   order();
 }
@@ -294,7 +300,8 @@ function present(picture, began) {
   const away = Number.isFinite(from) ? ` · ${from.toFixed(1)} dB to all tokens` : "";
   $("shown-caption").textContent = `${b ? "A, " : ""}shown, ${picture.a.shape[0]}×${picture.a.shape[1]}${faith}${away}`;
   $("count").textContent = `${count} of ${about.tokens} tokens on${state.swapped.some(Boolean) ? `, ${sum([...state.swapped])} swapped` : ""}`;
-  $("how").textContent = exact ? "exact: the field decodes again" : "sum of components, in this page";
+  const why = state.swapped.some(Boolean) && !state.isExactAsked ? "exact, for what is swapped: the field decodes again" : "exact: the field decodes again";
+  $("how").textContent = exact ? why : "sum of components, in this page";
   $("how").classList.toggle("exact", exact);
   $("time").textContent = began ? `${Math.max(1, Math.round(performance.now() - began))} ms` : "";
   showClasses();
@@ -359,7 +366,7 @@ function showHere() {
     [style.height, style.width] = [`${(100 * (box[2] - box[0] + 1)) / height}%`, `${(100 * (box[3] - box[1] + 1)) / width}%`];
   } else if (at) {
     entries = maps.map((map, token) => ({ token, value: map[at[0] * width + at[1]], words: signed(map[at[0] * width + at[1]], 3) }));
-    words = `Row ${at[0]}, column ${at[1]}: ${about.methods[state.method].name.replaceAll("_", " ")}, mean over colours${about.methods[state.method].alone ? ", less each token's mean" : ""}.`;
+    words = `Row ${at[0]}, column ${at[1]}: ${about.methods[state.method].name.replaceAll("_", " ")}${about.channels > 1 ? ", mean over colours" : ""}${about.methods[state.method].alone ? ", less each token's mean" : ""}.`;
     [$("point").style.top, $("point").style.left] = [`${(100 * (at[0] + 0.5)) / height}%`, `${(100 * (at[1] + 0.5)) / width}%`];
   }
   $("here-words").textContent = words;
@@ -495,7 +502,9 @@ function offerSorts() {
 
 function offerLooks() {
   const choices = looks();
-  if (!choices.some(([value]) => value === state.look)) state.look = choices[0][0];
+  const isNew = about.methods[state.method].alone !== offerLooks.wasAlone;
+  offerLooks.wasAlone = about.methods[state.method].alone;
+  if (isNew || !choices.some(([value]) => value === state.look)) state.look = choices[0][0];
   offer($("look"), choices, state.look);
   const method = about.methods[state.method];
   $("question").textContent = `${method.question.charAt(0).toUpperCase()}${method.question.slice(1)} ${method.adds_up ? "These add up to the picture." : "These do not add up to the picture."}`;

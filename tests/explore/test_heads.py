@@ -1,0 +1,104 @@
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tdsm import decompose
+from tdsm.classification.heads import TDSMClassifier
+from tdsm.explore.heads import FittedHead
+from tdsm.features.config import MapConfig
+from tdsm.pipeline.rows import read_predictions
+from tests.conftest import small_field
+
+EVERY = {
+    "solo": ("tdsm", "avg", MapConfig(dtype="float32")),
+    "rgb": ("tdsm", "flatten", MapConfig(dtype="float32", reduction="rgb")),
+    "selected": ("tdsm", "cnn", MapConfig(dtype="float32", selection="3,0,2")),
+    "additive": ("additive", "avg", MapConfig(dtype="float32")),
+    "tokens": ("tokens", "flatten", MapConfig()),
+    "picture": ("reconstruction", "flatten", MapConfig()),
+}
+CHANNELS = {"solo": 5, "rgb": 15, "selected": 3, "additive": 5, "tokens": 14, "picture": 3}
+
+
+@pytest.fixture
+def field():
+    return small_field(torch.float32)
+
+
+@pytest.fixture
+def image():
+    return torch.rand(1, 3, 6, 8) * 2 - 1
+
+
+def fitted(field, name, size=(6, 8)):
+    """A head with random weights and statistics."""
+    feature, kind, maps = EVERY[name]
+    size = (5, 1) if name == "tokens" else size
+    classifier = TDSMClassifier(CHANNELS[name], 4, kind, size).eval()
+    with torch.no_grad():
+        classifier.fit_statistics(torch.randn(CHANNELS[name]), torch.rand(CHANNELS[name]) + 0.5)
+    return FittedHead(name, "", field, feature, classifier, maps)
+
+
+def test_heads_say_what_the_table_says(run, studio):
+    assert list(studio.heads) == ["tdsm-avg", "pixels-linear", "tokens-mean"]
+    images = run.data.test.floats()
+    for name, head in studio.heads.items():
+        said = [head.scores(image[None], run.field.encode(image[None])).argmax().item() for image in images]
+        assert said == read_predictions(run, name)[0].tolist()
+
+
+@pytest.mark.parametrize("name", ["solo", "rgb", "selected", "tokens"])
+def test_what_is_missing_is_blanked_and_the_rest_is_as_before(field, image, name):
+    head, tokens = fitted(field, name), field.encode(image)
+    everything = head._inputs(image, tokens, [0, 1, 2, 3, 4])
+    some = head._inputs(image, tokens, [1, 3])
+    owned = head._places(5, everything)
+    here = (owned[1] | owned[3]).expand_as(everything)
+    torch.testing.assert_close(some[here], everything[here])
+    torch.testing.assert_close(some[~here], head.classifier.mean.expand_as(some)[~here])
+    none = head.scores(image, tokens, [])
+    torch.testing.assert_close(none, head.classifier(head.classifier.mean.expand_as(everything))[0])
+
+
+def test_a_head_of_maps_of_all_tokens_reads_maps_of_those_left(field, image):
+    head, tokens = fitted(field, "additive"), field.encode(image)
+    left = decompose(field, tokens[:, [0, 4]], size=(6, 8), method="additive").components.mean(-1).movedim(1, -1)
+    torch.testing.assert_close(head._inputs(image, tokens, [0, 4])[..., [0, 4]], left)
+
+
+def test_a_head_of_the_picture_reads_what_the_tokens_left_decode_to(field, image):
+    head, tokens = fitted(field, "picture"), field.encode(image)
+    picture = field.decode(tokens[:, [1, 2]], size=(6, 8))
+    torch.testing.assert_close(head.scores(image, tokens, [1, 2]), head.classifier(picture)[0])
+    assert head.scores(image, tokens, []) is None
+    assert head.evidence(image, tokens) is None
+
+
+@pytest.mark.parametrize("name", ["solo", "rgb", "tokens"])
+def test_evidence_of_a_linear_head_adds_up_whichever_tokens_are_on(field, image, name):
+    head, tokens = fitted(field, name), field.encode(image)
+    evidence = head.evidence(image, tokens)
+    assert evidence.adds_up
+    for keep in itertools.chain.from_iterable(itertools.combinations(range(5), n) for n in (0, 1, 3, 5)):
+        summed = evidence.blank + evidence.falls[list(keep)].sum(0)
+        torch.testing.assert_close(summed, head.scores(image, tokens, keep), atol=1e-4, rtol=1e-4)
+
+
+def test_evidence_of_another_head_is_what_its_scores_fall_by(field, image):
+    head, tokens = fitted(field, "selected"), field.encode(image)
+    evidence = head.evidence(image, tokens)
+    assert not evidence.adds_up
+    for token in range(5):
+        without = head.scores(image, tokens, [k for k in range(5) if k != token])
+        torch.testing.assert_close(evidence.scores - without, evidence.falls[token], atol=1e-5, rtol=1e-4)
+    assert evidence.falls[[1, 4]].abs().max() < 1e-6  # which it does not read
+
+
+def test_maps_are_read_in_the_precision_they_were_stored_in(field, image):
+    head, tokens = fitted(field, "solo"), field.encode(image)
+    coarse = replace(head, maps=MapConfig(dtype="float16"))
+    stored = head._inputs(image, tokens, [0, 1, 2, 3, 4]).half().float()
+    assert torch.equal(coarse._inputs(image, tokens, [0, 1, 2, 3, 4]), stored)

@@ -1,0 +1,39 @@
+import socket
+
+import pytest
+
+from tdsm.base.errors import ResourceError
+from tdsm.explore import start
+from tests.explore.test_studio import random_studio
+from tests.tinyrun import tdsm
+
+
+def test_without_the_packages_it_says_in_one_line_what_to_install(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(start, "find_spec", lambda name: None)
+    assert tdsm("explore", tmp_path) == 5
+    said = 'explore: starlette and uvicorn not installed. Install: pip install "tdsm[explore]"'
+    assert capsys.readouterr().err == f"tdsm: {said}\n"
+
+
+def test_a_port_that_is_taken_is_named():
+    pytest.importorskip("starlette", reason="starlette is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ResourceError, match=rf"port {port} cannot be opened .*; --port 0 takes a free one"):
+            start.explore(random_studio(count=1), port, print, opens_browser=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nowhere"], 4, "no field found"),
+        (["nowhere", "--port", "70000"], 2, "less than or equal to 65535"),
+        (["nowhere", "--methods", "sollo"], 2, "solo"),
+        (["nowhere", "--images", "0"], 2, "greater than or equal to 1"),
+    ],
+)
+def test_wrong_input_gets_a_line(capsys, tmp_path, monkeypatch, arguments, code, words):
+    monkeypatch.chdir(tmp_path)
+    assert tdsm("explore", *arguments) == code
+    assert words in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert list(tmp_path.iterdir()) == []
