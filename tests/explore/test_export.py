@@ -50,10 +50,10 @@ def test_what_is_inside_is_what_the_studio_says_within_the_error_it_states():
 
 def test_shares_of_class_scores_go_along(studio):
     held, images = inside(exported_page(studio, [(0, 4)])[0])
-    assert [head["name"] for head in held["about"]["heads"]] == ["tdsm-avg", "tokens-mean"]
-    evidence = studio.evidence(0, 4, 0)
+    assert [head["name"] for head in held["about"]["heads"]] == ["tdsm-avg", "tokens-avg"]
+    falls = studio.falls(0, 4, 0)
     torch.testing.assert_close(
-        images[0]["falls-0"].float(), evidence.falls, atol=evidence.falls.abs().max() / 250, rtol=0
+        images[0]["shares-0"].float(), falls.by_token, atol=falls.by_token.abs().max() / 250, rtol=0
     )
     assert held["listing"]["predicted"]["tdsm-avg"] == [studio.shelves[0].predicted["tdsm-avg"][4]]
 

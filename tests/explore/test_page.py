@@ -13,7 +13,6 @@ import torch
 
 import tdsm
 from tdsm.explore.export import exported_page
-from tdsm.explore.heads import Evidence
 from tests.explore.test_server import Site
 from tests.explore.test_studio import picture, random_studio
 
@@ -161,8 +160,8 @@ def test_switching_a_token_off_leaves_it_out_of_the_sum_in_the_page(visit, studi
     assert visit.on() == [0, 1, 3]
     parts = parts_of(studio, 0, "additive", 32)
     near(visit.array("shown.a"), parts.base[0] + parts.components[0, [0, 1, 3]].sum(0))
-    evidence = studio.evidence(0, 0, 0)
-    near(torch.tensor(visit.page.evaluate("shown.scores")), evidence.blank + evidence.falls[[0, 1, 3]].sum(0), 1e-4)
+    falls = studio.falls(0, 0, 0)
+    near(torch.tensor(visit.page.evaluate("shown.scores")), falls.blank + falls.by_token[[0, 1, 3]].sum(0), 1e-4)
     assert visit.text("count") == "3 of 4 tokens on"
     assert visit.text("how") == "sum of components, in this page"
     assert visit.asked[before:] == []
@@ -459,8 +458,8 @@ def test_an_exported_page_works_from_a_file_and_asks_nobody(browser, studio, tmp
     near(visit.array("shown.a"), parts.reconstruction[0], level)
     visit.tile(1).click()
     near(visit.array("shown.a"), parts.reconstruction[0] - parts.components[0, 1], level + error + 1e-3)
-    evidence: Evidence = studio.evidence(0, 3, 0)
-    near(torch.tensor(visit.page.evaluate("shown.scores")), evidence.blank + evidence.falls[[0, 2, 3]].sum(0), 0.05)
+    falls = studio.falls(0, 3, 0)
+    near(torch.tensor(visit.page.evaluate("shown.scores")), falls.blank + falls.by_token[[0, 2, 3]].sum(0), 0.05)
     assert visit.page.locator("input[value=exact]").is_disabled()
     assert words in visit.text("footnote")
     near(

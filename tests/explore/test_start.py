@@ -1,4 +1,6 @@
 import socket
+import sys
+import types
 
 import pytest
 
@@ -8,10 +10,12 @@ from tests.explore.test_studio import random_studio
 from tests.tinyrun import tdsm
 
 
-def test_without_the_packages_it_says_in_one_line_what_to_install(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(start, "find_spec", lambda name: None)
-    assert tdsm("explore", tmp_path) == 5
-    said = 'explore: starlette and uvicorn not installed. Install: pip install "tdsm[explore]"'
+@pytest.mark.parametrize("library", ["starlette", "uvicorn"])
+def test_without_a_package_it_says_in_one_line_what_to_install(monkeypatch, capsys, tmp_path, library):
+    for other in ("starlette", "uvicorn"):
+        monkeypatch.setitem(sys.modules, other, None if other == library else types.ModuleType(other))
+    assert tdsm("explore", tmp_path) == 2
+    said = f'the library {library} is not installed. Run: pip install "tdsm[explore]", or "tdsm[all]" for everything.'
     assert capsys.readouterr().err == f"tdsm: {said}\n"
 
 

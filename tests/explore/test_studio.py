@@ -148,7 +148,7 @@ def test_a_run_shows_its_splits_its_heads_and_what_they_said(run):
     about = studio.about()
     assert [shelf["name"] for shelf in about["shelves"]] == ["test", "validation", "train"]
     assert (about["first_size"], about["sizes"][0], about["sizes"][-1]) == (32, 8, 256)
-    assert studio.listing(0)["predicted"].keys() == {"tdsm-avg", "pixels-linear", "tokens-mean"}
+    assert studio.listing(0)["predicted"].keys() == {"tdsm-avg", "pixels-linear", "tokens-avg"}
     assert studio.listing(1)["predicted"] == {}
 
 

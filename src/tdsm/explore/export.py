@@ -102,8 +102,8 @@ def chosen_images(studio: Studio, count: int, rows: Sequence[int] = ()) -> list[
 
 def _heads(studio: Studio, image: tuple[int, int]) -> list[int]:
     """Choose heads whose scores are sums over tokens; the first one if there are none."""
-    found = [studio.evidence(*image, head) for head in range(len(studio.heads))]
-    sums = [head for head, evidence in enumerate(found) if evidence is not None and evidence.adds_up]
+    found = [studio.falls(*image, head) for head in range(len(studio.heads))]
+    sums = [head for head, falls in enumerate(found) if falls is not None and falls.adds_up]
     return sums[:MOST_HEADS] or list(range(len(found)))[:1]
 
 
@@ -144,8 +144,10 @@ def _image(
     first, said = views[methods[0]], [_said(studio, shelf, row, head) for head in heads]
     packed = {"image": _levels(image), "reconstruction": _levels(first.reconstruction[0])}
     packed |= {name: _steps(view.components[0], levels) for name, view in views.items()}
-    packed |= {f"falls-{at}": _steps(falls, SHARE_LEVELS) for at, (_, falls) in enumerate(said) if falls is not None}
-    entry: dict[str, Any] = {"evidence": [facts for facts, _ in said]}
+    packed |= {
+        f"shares-{at}": _steps(shares, SHARE_LEVELS) for at, (_, shares) in enumerate(said) if shares is not None
+    }
+    entry: dict[str, Any] = {"falls": [facts for facts, _ in said]}
     start = 0
     for name, part in packed.items():
         entry[name] = {**part.facts, "start": start}
@@ -158,9 +160,9 @@ def _image(
 
 def _said(studio: Studio, shelf: int, row: int, head: int) -> tuple[dict[str, Any], Tensor | None]:
     """Return what a head says, in three digits, and the tokens' shares of it where they add up."""
-    evidence = studio.evidence(shelf, row, head)
-    if evidence is not None and evidence.adds_up:
-        return {"adds_up": True, "scores": _short(evidence.scores), "blank": _short(evidence.blank)}, evidence.falls
+    falls = studio.falls(shelf, row, head)
+    if falls is not None and falls.adds_up:
+        return {"adds_up": True, "scores": _short(falls.scores), "blank": _short(falls.blank)}, falls.by_token
     scores = studio.scores(head, [(shelf, row)], [0] * studio.num_tokens)
     assert scores is not None, "all tokens are there"
     return {"adds_up": False, "scores": _short(scores)}, None

@@ -3,22 +3,23 @@
 A head that reads tokens one by one, or a map a token, keeps its inputs: those of a missing token are blanked, which is
 to say set to the mean of the training samples, where the head's standardisation makes them 0. Maps of decompositions
 that look at all tokens are computed from the tokens that are left. A head that reads the decoded picture reads the
-picture that the tokens left over decode to.
+picture that the tokens left decode to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tdsm.classification.heads import TDSMClassifier
 from tdsm.classification.rows import ROWS
+from tdsm.decomposition.reduce import num_maps
 from tdsm.decomposition.select import parse_selection, select_tokens
 from tdsm.features.config import MapConfig
-from tdsm.features.kinds import FEATURES, Encoded
+from tdsm.features.kinds import FEATURES, Encoded, FeatureKind
 from tdsm.models.field import NeuralField
 from tdsm.pipeline.rows import fitted_rows, read_classifiers
 from tdsm.pipeline.run import Run
@@ -28,15 +29,20 @@ SUM_TOLERANCE = 1e-3  # of class scores, in float32
 
 Image = Float[Tensor, "1 channels height width"]
 Tokens = Float[Tensor, "1 tokens token_width"]
+Maps = Float[Tensor, "1 height width maps"]
 
 
-class Evidence(NamedTuple):
-    """Class scores of an image, and by how much each falls when a token is blanked."""
+class Falls(NamedTuple):
+    """Class scores of an image, and by how much each falls when a token is blanked.
+
+    Where they add up they are the tokens' shares of the scores, and less their mean over classes what `class_evidence`
+    says of each map in all.
+    """
 
     scores: Float[Tensor, " classes"]
-    blank: Float[Tensor, " classes"]  # scores with every token blanked
-    falls: Float[Tensor, "tokens classes"]
-    adds_up: bool  # scores = blank + Σ falls: each token has its own share, whichever others are there
+    blank: Float[Tensor, " classes"]  # scores with everything blanked
+    by_token: Float[Tensor, "tokens classes"]
+    adds_up: bool  # scores = blank + Σ by_token: each token has its own share, whichever others are there
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,74 +71,96 @@ class FittedHead:
         None is returned where nothing is left to read: a head of the decoded picture, and no token.
         """
         keep = list(range(tokens.shape[1])) if keep is None else list(keep)
-        if self.reads_tokens:
-            return self.classifier(self._inputs(image, tokens, keep))[0]
-        return self.classifier(self._compute(image, tokens[:, keep], self.maps))[0] if keep else None
+        if not keep and not self.reads_tokens:
+            return None
+        return self.classifier(self.inputs(image, tokens, keep))[0]
 
     @torch.no_grad()
-    def evidence(self, image: Image, tokens: Tokens) -> Evidence | None:
-        """Return by how much each class score falls when a token is blanked; None if no token has inputs of its own.
-
-        For heads that are linear these are the tokens' shares of the score.
-        """
+    def falls(self, image: Image, tokens: Tokens) -> Falls | None:
+        """Return by how much each class score falls when a token is blanked; None if none has inputs of its own."""
         if not self.reads_tokens:
             return None
-        inputs = self._inputs(image, tokens, list(range(tokens.shape[1])))
-        of_token = self._places(tokens.shape[1], inputs)
-        mean = self.classifier.mean.expand_as(inputs)
+        count = tokens.shape[1]
+        inputs = self.inputs(image, tokens, list(range(count)))
+        mean, of_token = self.classifier.mean.expand_as(inputs), self.places(count, image.shape[1])
         scores, blank = self.classifier(inputs)[0], self.classifier(mean)[0]
-        without = [
-            self.classifier(torch.where(of_token[part], mean, inputs))
-            for part in torch.arange(tokens.shape[1]).split(BLANKED_AT_ONCE)
-        ]
-        falls = scores - torch.cat(without)
-        missed = (blank + falls.sum(0) - scores).abs().max()
-        return Evidence(scores, blank, falls, bool(missed <= SUM_TOLERANCE * (1 + scores.abs().max())))
+        parts = torch.arange(count).split(BLANKED_AT_ONCE)
+        without = torch.cat([self.classifier(torch.where(of_token[part], mean, inputs)) for part in parts])
+        missed = (blank + (scores - without).sum(0) - scores).abs().max()
+        is_sum = bool(missed <= SUM_TOLERANCE * (1 + scores.abs().max()))
+        return Falls(scores, blank, scores - without, is_sum)
 
-    def _inputs(self, image: Image, tokens: Tokens, keep: list[int]) -> Tensor:
-        """Return the features of all tokens, those that are not kept blanked."""
+    def inputs(self, image: Image, tokens: Tokens, keep: list[int]) -> Maps:
+        """Return what the head reads of the tokens kept; what is missing of it is blanked."""
+        blank, start, parts = self.classifier.mean, 0, []
+        for kind, channels in self._parts(tokens.shape[1], image.shape[1]):
+            channels = channels or len(blank)
+            parts.append(self._part(kind, image, tokens, keep, blank[start : start + channels]))
+            start += channels
+        height, width = max((part.shape[1:3] for part in parts), key=lambda size: size[0] * size[1])
+        return torch.cat([part.expand(1, height, width, -1) for part in parts], dim=-1)
+
+    def places(self, num_tokens: int, channels: int) -> Bool[Tensor, "tokens #height 1 #maps"]:
+        """Tell which inputs are a token's, for each token."""
+        device = self.classifier.mean.device
+        each = torch.arange(num_tokens, device=device)
         if FEATURES[self.feature].is_sequence:
-            computed = self._compute(image, tokens, self.maps)
-            return torch.where(
-                _are_in(keep, tokens.shape[1], computed)[None, :, None, None], computed, self.classifier.mean
-            )
-        selected = select_tokens(tokens.shape[1], parse_selection(self.maps.selection))
-        there = [place for place, token in enumerate(selected) if token in keep]
-        selection = ",".join(str(keep.index(selected[place])) for place in there)
+            return (each == each[:, None])[:, :, None, None]
+        owners = [self._owners(kind, num_tokens, count) for kind, count in self._parts(num_tokens, channels)]
+        return (torch.cat(owners).to(device) == each[:, None])[:, None, None, :]
+
+    def _parts(self, num_tokens: int, channels: int) -> Iterator[tuple[FeatureKind, int]]:
+        """List what the head reads side by side, with the number of channels; 0 for all there are."""
+        kind = FEATURES[self.feature]
+        of_map = num_maps(len(self._selected(num_tokens)), channels, self.maps.reduction)
+        for part in kind.parts or (kind,):
+            yield part, (of_map if part.is_map else channels) if kind.parts else 0
+
+    def _part(self, kind: FeatureKind, image: Image, tokens: Tokens, keep: list[int], blank: Tensor) -> Maps:
+        if kind.is_sequence:
+            computed = self._compute(kind, image, tokens, self.maps)
+            is_kept = torch.zeros(tokens.shape[1], dtype=torch.bool, device=blank.device)
+            is_kept[keep] = True
+            return torch.where(is_kept[:, None, None], computed, blank)
+        selected = self._selected(tokens.shape[1])
+        there = [place for place, token in enumerate(selected) if token in keep] if kind.is_map else keep
         if not there:
             height, width = self.classifier.size or self.maps.size or image.shape[2:]
-            return self.classifier.mean.expand(1, height, width, -1)
-        some = self._compute(image, tokens[:, keep], self.maps.model_copy(update={"selection": selection}))
-        each = self.classifier.num_maps // len(selected)
-        channels = torch.tensor([each * place + channel for place in there for channel in range(each)])
-        inputs = self.classifier.mean.expand(*some.shape[:3], -1).clone()
-        inputs[..., channels] = some
+            return blank.expand(1, height, width, -1)
+        if not kind.is_map:
+            return self._compute(kind, image, tokens[:, keep], self.maps)
+        selection = ",".join(str(keep.index(selected[place])) for place in there)
+        maps = self.maps.model_copy(update={"selection": selection})
+        some = self._compute(kind, image, tokens[:, keep], maps)
+        each = len(blank) // len(selected)
+        inputs = blank.expand(*some.shape[:3], -1).clone()
+        inputs[..., [each * place + channel for place in there for channel in range(each)]] = some
         return inputs
 
-    def _compute(self, image: Image, tokens: Tokens, maps: MapConfig) -> Tensor:
-        """Return the head's feature of tokens, in the precision it was fitted in."""
+    def _compute(self, kind: FeatureKind, image: Image, tokens: Tokens, maps: MapConfig) -> Maps:
+        """Return a feature of tokens, in the precision it was stored in."""
         encoded = Encoded(self.field, image, maps)
         vars(encoded)["tokens"] = tokens  # instead of those of the image
-        kind = FEATURES[self.feature]
         computed = kind.compute(encoded).float()
-        return computed.to(getattr(torch, maps.dtype)).float() if kind.is_map else computed
+        is_rounded = FEATURES[self.feature].is_map
+        return computed.to(getattr(torch, maps.dtype)).float() if is_rounded else computed
 
-    def _places(self, num_tokens: int, inputs: Tensor) -> Tensor:
-        """Tell which inputs are a token's, for each token."""
-        if FEATURES[self.feature].is_sequence:
-            return torch.eye(num_tokens, dtype=torch.bool, device=inputs.device)[:, :, None, None]
-        selected = select_tokens(num_tokens, parse_selection(self.maps.selection))
-        each = self.classifier.num_maps // len(selected)
-        owners = torch.tensor(selected, device=inputs.device).repeat_interleave(each)
-        return (owners == torch.arange(num_tokens, device=inputs.device)[:, None])[:, None, None, :]
+    def _owners(self, kind: FeatureKind, num_tokens: int, count: int) -> Tensor:
+        """Name the token of each channel, −1 where it is of none."""
+        count, selected = count or self.classifier.num_maps, self._selected(num_tokens)
+        if not kind.is_map:
+            return torch.full((count,), -1)
+        return torch.tensor(selected).repeat_interleave(count // len(selected))
+
+    def _selected(self, num_tokens: int) -> list[int]:
+        return select_tokens(num_tokens, parse_selection(self.maps.selection))
 
 
 def fitted_heads(run: Run) -> dict[str, FittedHead]:
     """Return the heads of a run that are fitted to its trained field, the first seed of each, by the row's name."""
     heads = {}
-    image = run.data.test.floats([0]).to(run.device)
+    encoded = Encoded(run.field, run.data.test.floats([0]).to(run.device), run.config.maps)
     with torch.no_grad():
-        encoded = Encoded(run.field, image, run.config.maps)
         for name in fitted_rows(run):
             row = ROWS[name]
             if row.head is None or row.features is None or not row.is_trained:
@@ -141,10 +169,3 @@ def fitted_heads(run: Run) -> dict[str, FittedHead]:
             classifier = next(read_classifiers(run, name, (height, width, maps))).to(run.device).eval()
             heads[name] = FittedHead(name, row.meaning, run.field, row.features, classifier, run.config.maps)
     return heads
-
-
-def _are_in(keep: list[int], num_tokens: int, like: Tensor) -> Tensor:
-    """Tell of each token whether it is kept."""
-    mask = torch.zeros(num_tokens, dtype=torch.bool, device=like.device)
-    mask[keep] = True
-    return mask

@@ -168,7 +168,7 @@ def application(studio: Studio) -> Starlette:
             Route("/faithfulness/{shelf:int}", asked(answers.faithfulness)),
             Route(f"/images/{image}", asked(answers.image)),
             Route(f"/views/{image}/{{method:int}}/{{side:int}}", asked(answers.view)),
-            Route(f"/evidence/{image}/{{head:int}}", asked(answers.evidence)),
+            Route(f"/falls/{image}/{{head:int}}", asked(answers.falls)),
             Route("/thumbnails", told(answers.thumbnails, MOST_QUESTION), methods=["POST"]),
             Route("/compositions", told(answers.composition, MOST_QUESTION), methods=["POST"]),
             Route("/pictures", told(answers.picture, MOST_PICTURE), methods=["POST"]),
@@ -206,13 +206,11 @@ class Answers:
         arrays = {"base": view.base[0], "reconstruction": view.reconstruction[0], "components": view.components[0]}
         return _packed(facts, **arrays)
 
-    def evidence(self, shelf: int, row: int, head: int) -> Response:
+    def falls(self, shelf: int, row: int, head: int) -> Response:
         """Say what a head makes of an image, and of its tokens."""
-        evidence = self.studio.evidence(shelf, row, head)
-        if evidence is not None:
-            return _packed(
-                {"adds_up": evidence.adds_up}, scores=evidence.scores, blank=evidence.blank, falls=evidence.falls
-            )
+        falls = self.studio.falls(shelf, row, head)
+        if falls is not None:
+            return _packed({"adds_up": falls.adds_up}, scores=falls.scores, blank=falls.blank, by_token=falls.by_token)
         scores = self.studio.scores(head, [(shelf, row)], [0] * self.studio.num_tokens)
         assert scores is not None, "all tokens are there"
         return _packed({"adds_up": False}, scores=scores)

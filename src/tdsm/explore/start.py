@@ -1,7 +1,7 @@
 """Serve the page until it is interrupted."""
 
 import webbrowser
-from importlib.util import find_spec
+from importlib import import_module
 
 from tdsm.base.errors import ResourceError
 from tdsm.explore.studio import Studio
@@ -11,13 +11,9 @@ NEEDED = ("starlette", "uvicorn")
 
 
 def require_server() -> None:
-    """Refuse to start where the packages that serve a page are not installed.
-
-    Raises:
-        ResourceError: It says how to install them.
-    """
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise ResourceError(f'explore: {" and ".join(missing)} not installed. Install: pip install "tdsm[explore]"')
+    """Import what serves a page before anything slow is done; a library that is missing is named with its extra."""
+    for name in NEEDED:
+        import_module(name)
 
 
 def explore(studio: Studio, port: int, say: Say, *, opens_browser: bool) -> None:

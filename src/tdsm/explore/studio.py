@@ -25,7 +25,7 @@ from tdsm.data import ImageSet, decode_image
 from tdsm.data.sampling import stratified_sample
 from tdsm.decomposition import DECOMPOSITIONS, decompose, methods_for, missing_space
 from tdsm.decomposition.methods import Decomposition
-from tdsm.explore.heads import Evidence, FittedHead, fitted_heads
+from tdsm.explore.heads import Falls, FittedHead, fitted_heads
 from tdsm.models.load import load_field
 from tdsm.pipeline.folder import ENVIRONMENT
 from tdsm.pipeline.link import Say
@@ -237,9 +237,9 @@ class Studio:
         tokens, keep = self.composed(sources, slots)
         return self._head(head).scores(self.image(*sources[0]), tokens, keep)
 
-    def evidence(self, shelf: int, row: int, head: int) -> Evidence | None:
+    def falls(self, shelf: int, row: int, head: int) -> Falls | None:
         """Return by how much a head's scores fall when a token of an image is blanked."""
-        return self._head(head).evidence(self.image(shelf, row), self.tokens(shelf, row))
+        return self._head(head).falls(self.image(shelf, row), self.tokens(shelf, row))
 
     @torch.no_grad()
     def faithfulness(self, shelf: int) -> dict[str, list]:

@@ -55,6 +55,7 @@ class FeatureKind:
     is_sequence: bool = False  # tokens along the first axis instead of places
     needs_field: bool = True  # False for what the images alone decide
     methods: tuple[str, ...] = ()  # decompositions it needs, besides that of the settings
+    parts: tuple["FeatureKind", ...] = ()  # what it puts side by side
 
     @property
     def is_map(self) -> bool:
@@ -113,9 +114,8 @@ def _side_by_side(meaning: str, *kinds: FeatureKind) -> FeatureKind:
     def compute(encoded: Encoded) -> Maps:
         return torch.cat([kind.compute(encoded) for kind in kinds], dim=-1)
 
-    return FeatureKind(
-        compute, meaning, MAP_SETTINGS[1:], True, methods=tuple(m for kind in kinds for m in kind.methods)
-    )
+    methods = tuple(m for kind in kinds for m in kind.methods)
+    return FeatureKind(compute, meaning, MAP_SETTINGS[1:], True, methods=methods, parts=kinds)
 
 
 RECONSTRUCTION = FeatureKind(_reconstruction, "the image, from all tokens together", ("size",), True)

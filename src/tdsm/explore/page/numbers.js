@@ -71,11 +71,11 @@ function softmax(scores) {
   return powers.map((power) => power / total);
 }
 
-// Class scores of the tokens that are on, where each token has its own share: blank + Σ falls.
-function addScores(evidence, on) {
-  const classes = evidence.scores.values.length;
-  return Array.from(evidence.blank.values, (blank, name) =>
-    blank + sum([...on].map((isOn, token) => (isOn ? evidence.falls.values[token * classes + name] : 0))));
+// Class scores of the tokens that are on, where each token has its own share: blank + Σ shares.
+function addScores(falls, on) {
+  const classes = falls.scores.values.length;
+  return Array.from(falls.blank.values, (blank, name) =>
+    blank + sum([...on].map((isOn, token) => (isOn ? falls.by_token.values[token * classes + name] : 0))));
 }
 
 function quantile(values, share) {

@@ -102,16 +102,16 @@ async function load() {
     const one = async (image) => {
       if (!image) return null;
       const { shelf, row } = image;
-      const [input, view, sums, evidence] = await Promise.all([
+      const [input, view, sums, falls] = await Promise.all([
         source.image(shelf, row),
         source.view(shelf, row, state.method, side),
         source.view(shelf, row, sumMethod, side),
-        state.head < 0 ? null : source.evidence(shelf, row, state.head),
+        state.head < 0 ? null : source.falls(shelf, row, state.head),
       ]);
       const truth = about.shelves[shelf] ? (await source.listing(shelf)).labels[row] : -1;
       const maps = planes(view.components), width = view.base.shape[1];
       const isAlone = about.methods[state.method].alone;
-      return { input: input.image, view, sums, evidence, truth, maps, width, shares: shares(maps, width, isAlone) };
+      return { input: input.image, view, sums, falls, truth, maps, width, shares: shares(maps, width, isAlone) };
     };
     const [a, b] = await Promise.all([one(state.a), one(state.isComparing ? state.b : null)]);
     if (ours !== turn) return;
@@ -197,14 +197,14 @@ function fillGrid(isTwo) {
 
 // Write on every tile what it is: for the eye and for the ear.
 function label() {
-  const { a } = loaded, falls = evidenceOf();
+  const { a } = loaded, says = evidenceOf();
   cells.forEach(({ tile, note, swap }, token) => {
     const { share, row, column } = a.shares[token], isOn = Boolean(state.on[token]);
     const most = largest(drawn(a)[token]);
-    const said = state.sort === "evidence" && falls ? signed(falls[token]) : state.isOwnScale && state.look !== "picture" ? `±${number(most)}` : percent(share);
+    const said = state.sort === "evidence" && says ? signed(says[token]) : state.isOwnScale && state.look !== "picture" ? `±${number(most)}` : percent(share);
     note.textContent = said;
     const where = `centre row ${Math.round(row)}, column ${Math.round(column)}`;
-    const evidence = falls ? `, ${signed(falls[token])} for ${about.classes[state.name]}` : "";
+    const evidence = says ? `, ${signed(says[token])} for ${about.classes[state.name]}` : "";
     tile.setAttribute("aria-label", `token ${token}, ${percent(share)} of the energy, ${where}${evidence}${state.swapped[token] ? ", swapped" : ""}`);
     tile.title = `token ${token}: ${percent(share)} of the energy, ${where}${evidence}`;
     tile.setAttribute("aria-pressed", String(isOn));
@@ -213,23 +213,27 @@ function label() {
   });
 }
 
-// By how much the score of the class looked at falls without each token, if that is known.
+// How much more the score of the class looked at falls without a token than the scores of all do, if that is known.
+// Where shares add up this is the class evidence of the token.
 function evidenceOf() {
-  const evidence = loaded.a.evidence;
-  if (!evidence?.falls) return null;
-  const classes = evidence.scores.values.length;
-  return Float32Array.from({ length: about.tokens }, (_, token) => evidence.falls.values[token * classes + state.name]);
+  const { falls } = loaded.a;
+  if (!falls?.by_token) return null;
+  const classes = falls.scores.values.length;
+  return Float32Array.from({ length: about.tokens }, (_, token) => {
+    const shares = falls.by_token.values.subarray(token * classes, (token + 1) * classes);
+    return shares[state.name] - sum(shares) / classes;
+  });
 }
 
 function order() {
-  const { a } = loaded, falls = evidenceOf(), at = state.point;
+  const { a } = loaded, says = evidenceOf(), at = state.point;
   const here = at && drawn(a).map((map) => map[at[0] * a.width + at[1]]);
   const keys = {
     number: (token) => token,
     energy: (token) => -a.shares[token].share,
     down: (token) => a.shares[token].row,
     across: (token) => a.shares[token].column,
-    evidence: (token) => (falls ? -falls[token] : token),
+    evidence: (token) => (says ? -says[token] : token),
     here: (token) => (here ? -Math.abs(here[token]) : token),
   };
   const key = keys[state.sort];
@@ -252,14 +256,14 @@ const asSlots = (slots) => Array.from(slots, (slot) => (slot === 255 ? -1 : slot
 
 async function update() {
   const began = performance.now(), { a, b } = loaded, isAll = state.on.every(Boolean) && !state.swapped.some(Boolean);
-  const evidence = a.evidence, addsScores = evidence?.adds_up && !isExact();
+  const falls = a.falls, addsScores = falls?.adds_up && !isExact();
   asking?.abort();
   label();
-  const still = () => ({ a: a.sums.reconstruction, b: b?.sums.reconstruction, scores: evidence?.scores.values });
+  const still = () => ({ a: a.sums.reconstruction, b: b?.sums.reconstruction, scores: falls?.scores.values });
   if (isAll) return present(still(), began);
-  const scores = addsScores ? addScores(evidence, state.on) : null;
+  const scores = addsScores ? addScores(falls, state.on) : null;
   const summed = { a: addUp(a.sums, state.on), b: b && addUp(b.sums, state.on), scores };
-  const needsServer = isExact() || (evidence && !addsScores);
+  const needsServer = isExact() || (falls && !addsScores);
   if (!needsServer || !source.isLive) return present(summed, began);
   if (!isExact()) present({ ...summed, isWaiting: true }, began);
   asking = new AbortController();
@@ -267,7 +271,7 @@ async function update() {
     const { signal } = asking, side = about.sizes[state.size], first = [state.a.shelf, state.a.row];
     const second = b ? [state.b.shelf, state.b.row] : null, sources = second ? [first, second] : [first];
     const answers = await Promise.all([
-      source.compose(sources, asSlots(slotsOf(false)), side, evidence ? state.head : -1, signal),
+      source.compose(sources, asSlots(slotsOf(false)), side, falls ? state.head : -1, signal),
       b && isExact() ? source.compose(sources, asSlots(slotsOf(true)), side, -1, signal) : null,
     ]);
     const exact = isExact() ? { a: answers[0].picture, b: answers[1]?.picture } : summed;
@@ -317,10 +321,10 @@ function difference(after, before) {
 // ---------------------------------------------------------------- what a classifier says
 
 function showClasses() {
-  const evidence = loaded.a.evidence;
+  const falls = loaded.a.falls;
   $("classes").replaceChildren();
-  if (!evidence) return;
-  const before = softmax(evidence.scores.values), now = shown.scores && softmax(shown.scores);
+  if (!falls) return;
+  const before = softmax(falls.scores.values), now = shown.scores && softmax(shown.scores);
   const truth = loaded.a.truth;
   const ranked = before.map((_, name) => name).sort((x, y) => (now ?? before)[y] - (now ?? before)[x] || x - y);
   const few = ranked.length <= CLASSES ? before.map((_, name) => name) : ranked.slice(0, CLASSES);
@@ -338,10 +342,10 @@ function showClasses() {
 }
 
 function tellHead() {
-  const head = about.heads[state.head], evidence = loaded?.a?.evidence;
-  if (!head || !evidence) return;
+  const head = about.heads[state.head], falls = loaded?.a?.falls;
+  if (!head || !falls) return;
   const how = !head.reads_tokens ? (source.isLive ? "It reads no single tokens: it is asked anew each time." : "What it says without tokens needs the server.")
-    : evidence.adds_up ? "Its score is a sum over tokens: added up in this page."
+    : falls.adds_up ? "Its score is a sum over tokens: added up in this page."
     : source.isLive ? "Its score is no sum over tokens: the server answers." : "Its score is no sum over tokens: what it says without some needs the server.";
   $("head-words").textContent = `${head.meaning}; reads ${head.reads}. ${how} Bars: tokens that are on; strokes: all tokens. ✓ is the true class.`;
 }
@@ -454,7 +458,7 @@ async function write() {
   const line = async (image) => image && lineOf(image, isDropped(image) ? {} : await source.listing(image.shelf));
   const [image, other] = await Promise.all([line(state.a), loaded.b && line(state.b)]);
   const method = about.methods[state.method].name, sumMethod = about.methods[about.first_method].name;
-  const head = about.heads[state.head]?.name, addsScores = loaded.a.evidence?.adds_up && !isExact();
+  const head = about.heads[state.head]?.name, addsScores = loaded.a.falls?.adds_up && !isExact();
   const size = loaded.a.view.base.shape.slice(0, 2);
   $("python").textContent = pythonCall({ about, image, other, size, method, sumMethod, on: state.on, swapped: state.swapped, isExact: isExact(), head, addsScores });
 }
@@ -495,7 +499,7 @@ function offer(select, choices, chosen) {
 function offerSorts() {
   const head = about.heads[state.head];
   const choices = [["energy", "energy"], ["number", "token number"], ["down", "position, top to bottom"], ["across", "position, left to right"], ["here", "what it says at the point"]];
-  if (head && loaded?.a?.evidence?.falls) choices.push(["evidence", "class evidence"]);
+  if (head && loaded?.a?.falls?.by_token) choices.push(["evidence", loaded.a.falls.adds_up ? "class evidence" : "fall of the class score"]);
   if (!choices.some(([value]) => value === state.sort)) state.sort = "energy";
   offer($("sort"), choices, state.sort);
 }
@@ -532,9 +536,9 @@ async function afterLoad(change) {
 
 // What depends on the answers of a load.
 function settle() {
-  const evidence = loaded?.a?.evidence;
-  if (evidence && state.name < 0) {
-    const scores = [...evidence.scores.values];
+  const falls = loaded?.a?.falls;
+  if (falls && state.name < 0) {
+    const scores = [...falls.scores.values];
     state.name = scores.indexOf(Math.max(...scores));
   }
   offerSorts();

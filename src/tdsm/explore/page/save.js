@@ -113,7 +113,7 @@ function pythonCall({ about, image, other, size, method, sumMethod, on, swapped,
   else lines.push(`    picture = ${summands}.base[0]${isExact ? "" : ` + ${summands}.components[0, kept].sum(0)`}`);
   if (head) {
     lines.push(`    head = fitted_heads(run)[${quoted(head)}]`);
-    if (addsScores) lines.push("    evidence = head.evidence(image, tokens)", "    scores = evidence.blank + evidence.falls[kept].sum(0)");
+    if (addsScores) lines.push("    falls = head.falls(image, tokens)", "    scores = falls.blank + falls.by_token[kept].sum(0)");
     else lines.push("    scores = head.scores(image, tokens, kept)");
   }
   return [...lines, "components = parts.components[0]", ""].join("\n");

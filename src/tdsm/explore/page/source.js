@@ -59,7 +59,7 @@ class ServerSource {
   listing(shelf) { return this.remembered(`/shelves/${shelf}`); }
   faithfulness(shelf) { return this.remembered(`/faithfulness/${shelf}`); }
   image(shelf, row) { return this.remembered(`/images/${shelf}/${row}`); }
-  evidence(shelf, row, head) { return this.remembered(`/evidence/${shelf}/${row}/${head}`); }
+  falls(shelf, row, head) { return this.remembered(`/falls/${shelf}/${row}/${head}`); }
   view(shelf, row, method, side) {
     const path = `/views/${shelf}/${row}/${method}/${side}`;
     return this.views.get(path, () => this.ask(path));
@@ -106,11 +106,11 @@ class EmbeddedSource {
     const { completeness_error } = this.inside.images[row];
     return { method: name, completeness_error, reconstruction, components, base };
   }
-  async evidence(shelf, row, head) {
-    const told = this.inside.images[row].evidence[head];
+  async falls(shelf, row, head) {
+    const told = this.inside.images[row].falls[head];
     const numbers = (values) => ({ shape: [values.length], values: Float32Array.from(values) });
-    const falls = told.adds_up ? await this.part(row, `falls-${head}`) : undefined;
-    return { adds_up: told.adds_up, scores: numbers(told.scores), blank: told.blank && numbers(told.blank), falls };
+    const by_token = told.adds_up ? await this.part(row, `shares-${head}`) : undefined;
+    return { adds_up: told.adds_up, scores: numbers(told.scores), blank: told.blank && numbers(told.blank), by_token };
   }
   async thumbnails(shelf, rows) {
     const images = await Promise.all(rows.map((row) => this.part(row, "image")));
