@@ -123,7 +123,7 @@ def test_later_ones_win_defaults_preset_file_flags(capsys, tmp_path):
     def train(*arguments):
         return yaml.safe_load(printed(capsys, *arguments))["train"]
 
-    assert train("train")["steps"] == 3000
+    assert train("train")["steps"] == 1200
     assert train("demo")["steps"] == 1200
     assert train("demo", "--preset", "cifar10-small")["steps"] == 30_000
     chosen = train("demo", "--train.warmup-steps", "5", "--preset", "cifar10-small", "--config", file)
@@ -329,7 +329,7 @@ def test_rows_can_be_added_and_fitted_another_way_and_the_run_notes_it(capsys, t
 def test_classify_shows_the_runs_own_settings_as_defaults(capsys, tmp_path):
     path = demo(tmp_path / "run")
     assert tdsm("classify", path, "--help") == 0
-    assert "Passes over the training features. (default: 2)" in capsys.readouterr().out
+    assert "passes over the training features. (default: 2)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

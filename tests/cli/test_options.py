@@ -42,7 +42,7 @@ def test_an_empty_file_changes_nothing(tmp_path):
 def test_later_ones_win(tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text("train: {steps: 5}\n")
-    assert parse(["train"]).settings == RunConfig()
+    assert parse(["train"]).settings == PRESETS["digits"]()
     assert parse(["demo"]).settings == PRESETS["digits"]()
     assert parse(["demo", "--preset", "cifar10-small"]).settings == PRESETS["cifar10-small"]()
     config = parse(["train", "--seed", "3", f"--config={file}", "--preset=digits"]).settings
@@ -78,7 +78,7 @@ def test_a_file_that_unfolds_without_end_is_one_clear_error(tmp_path, text):
 
 
 def test_an_unknown_preset_is_named_with_those_there_are():
-    with pytest.raises(UsageError, match=r"--preset nope: unknown, expected one of digits, fashion-mnist, "):
+    with pytest.raises(UsageError, match=r"--preset nope: unknown, expected one of digits, images, fashion-mnist, "):
         preset("nope")
 
 

@@ -10,6 +10,7 @@ from tdsm.pipeline.run import chosen_rows
 
 SOURCES = {
     "digits": ("digits", ""),
+    "images": ("digits", ""),  # until images are named
     "fashion": ("hub", "zalando-datasets/fashion_mnist"),
     "cifar10": ("hub", "uoft-cs/cifar10"),
 }

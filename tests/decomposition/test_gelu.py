@@ -51,7 +51,15 @@ def multiplied_out(*factors):
 
 FLAT_NEAR_ZERO = np.maximum(NODES, 0.5) / 2
 TAIL = (NODES, 2 * ndtr(-NODES), FLAT_NEAR_ZERO, build.TAIL, build.TAIL_SQUARINGS, 1, 2.8e-7)
-WIDE_TAIL = (NODES, 2 * ndtr(-NODES), FLAT_NEAR_ZERO, multiplied_out(*build.WIDE_TAIL), build.WIDE_TAIL_SQUARINGS, 1, 1.8e-7)
+WIDE_TAIL = (
+    NODES,
+    2 * ndtr(-NODES),
+    FLAT_NEAR_ZERO,
+    multiplied_out(*build.WIDE_TAIL),
+    build.WIDE_TAIL_SQUARINGS,
+    1,
+    1.8e-7,
+)
 DENSITY = (NODES**2, 2 * density(NODES), NODES / 2, build.DENSITY, build.DENSITY_SQUARINGS, None, 1.6e-7)
 
 

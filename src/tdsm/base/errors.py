@@ -23,6 +23,10 @@ class DataError(TdsmError, ValueError):
     exit_code = 3
 
 
+class MixedSizesError(DataError):
+    """Images of several sizes where one is needed and none was named."""
+
+
 class CheckpointError(TdsmError, ValueError):
     """Weights, a run folder or a feature store that are missing, damaged or of another model."""
 

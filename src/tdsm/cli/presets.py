@@ -106,8 +106,20 @@ def _short_steps(**changes: Any) -> TrainConfig:
     return TrainConfig(validate_every=1000, checkpoint_every=500, **base | changes)
 
 
+def images() -> RunConfig:
+    """Your own images: field, steps and maps are sized from them and from this machine, for a budget of --minutes.
+
+    What is taken without any preset where --data.source names images of your own; --dry-run says what was chosen.
+    """
+    decoded = (f"{maps}-{reader}" for maps in ("tdsm", "additive", "attention") for reader in ("ridge", "cnn"))
+    before = ("pixels-ridge", "pixels-knn", "pixels-cnn", "reconstruction-ridge", "reconstruction-cnn", "tokens-ridge")
+    others = ("tokens-mlp", "tokens-knn", "values-ridge", "untrained-tokens-ridge", "untrained-tdsm-ridge", "majority")
+    return RunConfig(field=_local_field(), probe=ProbeConfig(rows=(*decoded, *before, *others), epochs=15))
+
+
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "digits": digits,
+    "images": images,
     "fashion-mnist": fashion_mnist,
     "cifar10-small": cifar10_small,
     "cifar10-best": cifar10_best,

@@ -1,6 +1,7 @@
 """The verbs: what each is told, and what it does. What does the work is imported when it is done."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -52,6 +53,7 @@ class Train(Verb):
     run: Path | None = Field(None, description="Run folder; a new one under runs/ if not set.")
     preset: str | None = Field(None, description=f"Start from a named experiment: {', '.join(PRESETS)}.")
     config: Path | None = Field(None, description="Start from a YAML file of settings, as --print-config writes it.")
+    minutes: float = Field(10.0, gt=0, description="Time for everything that the preset `images` sizes a run for.")
     resume: bool = Field(False, description="Continue the run in --run where it stopped.")
     dry_run: bool = Field(False, description="Say what would be done, how long and how large, and stop.")
     print_config: bool = Field(False, description="Print the whole config as YAML, and stop.")
@@ -77,8 +79,28 @@ class Train(Verb):
         is_given = self.preset is not None or self.config is not None
         if self.resume and self.run is not None and not is_given and (self.run.expanduser() / CONFIG).is_file():
             return read_config(self.run.expanduser())
-        base = type(self)().settings if self.preset is None else preset(self.preset)
+        name = self.preset or self._fitting_preset()
+        base = type(self)().settings if name is None else preset(name)
+        if name == "images":
+            base = self._sized(base)
         return base if self.config is None else read_yaml(self.config, base)
+
+    def _fitting_preset(self) -> str | None:
+        """Name the preset of a run of which neither a preset, nor a file, nor a field is named."""
+        if self.config is not None or self.settings.init is not None:
+            return None
+        return self.settings.data.source if self.settings.data.source in PRESETS else "images"
+
+    def _sized(self, base: RunConfig) -> RunConfig:
+        from tdsm.pipeline.sizing import sized
+
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError(
+                "--preset images measures this machine, which several processes cannot. Let one write down what it "
+                "chose (--print-config > FILE), then start with --config FILE."
+            )
+        given = {"data": self.settings.data, "seed": self.settings.seed, "device": self.settings.device}
+        return sized(base.model_copy(update=given), self.minutes)
 
     def _work(self) -> None:
         from tdsm.training import processes

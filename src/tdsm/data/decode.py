@@ -19,7 +19,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from tdsm.base.errors import DataError
+from tdsm.base.errors import DataError, MixedSizesError
 from tdsm.data.config import Channels
 
 # Left out on purpose: formats whose decoder starts another program (EPS) or holds no single picture.
@@ -144,7 +144,7 @@ def _refuse_mixed_sizes(sizes: dict[tuple[int, ...], list[str]]) -> None:
             f"{height}×{width} ({len(names)}, such as {printable(names[0])})"
             for (height, width), names in list(sizes.items())[:5]
         )
-        raise DataError(
+        raise MixedSizesError(
             f"Images differ in size (height×width): {len(sizes)} sizes, among them {seen}. "
             "Set image_size to resize them all to one square."
         )

@@ -14,11 +14,12 @@ field has the parameters of any other, and learns all of them.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from tdsm.tokenfield.attention import Attention
 from tdsm.tokenfield.coords import FourierFeatures
@@ -46,7 +47,7 @@ def spread_points(count: int, axes: int) -> Float[Tensor, "count axes"]:
 
 
 @torch.no_grad()
-def start_locally(fourier: FourierFeatures, blocks: Iterable[nn.Module], decoder: Attention, channels: int) -> None:
+def start_locally(fourier: FourierFeatures, blocks: Iterable[Any], decoder: Attention, channels: int) -> None:
     """Set the latents of encoder blocks, and the query and key weights of their cross-attention and of the decoder's.
 
     Args:

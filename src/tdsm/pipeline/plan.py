@@ -19,6 +19,7 @@ from tdsm.pipeline.config import RunConfig
 from tdsm.pipeline.data import load
 from tdsm.pipeline.run import chosen_rows
 from tdsm.pipeline.stages import check, settled
+from tdsm.training.config import TrainConfig
 from tdsm.training.objectives import training_loss
 
 TRIES = 3
@@ -45,7 +46,7 @@ def plan(config: RunConfig) -> str:
             f"field: {count_parameters(field):,} parameters, {field.config.num_tokens} tokens × "
             f"{field.config.widths[-1]}",
             f"training: {config.train.steps} steps of {config.train.batch_size} images on {config.device}, about "
-            f"{_words(_step_seconds(config, data, field) * config.train.steps)}",
+            f"{_words(step_seconds(config.train, data, field) * config.train.steps)}",
             f"maps: {map_height} × {map_width} × "
             f"{num_maps(tokens, data.train.channels, maps.reduction)} as {maps.dtype}; all features of {count} images: "
             f"{size * count / 2**30:.2f} GiB, about {_words(seconds * count)}",
@@ -54,13 +55,14 @@ def plan(config: RunConfig) -> str:
     )
 
 
-def _step_seconds(config: RunConfig, data: Data, field: NeuralField) -> float:
-    """Time the loss and its gradient on one batch."""
-    if not config.train.steps:
+def step_seconds(config: TrainConfig, data: Data, field: NeuralField) -> float:
+    """Time the loss and its gradient on one batch, here and now."""
+    if not config.steps:
         return 0.0
     learner = copy.deepcopy(field).train()
-    images = data.train.floats(range(min(config.train.batch_size, len(data.train)))).to(resolve_device(config.device))
-    return _seconds(lambda: training_loss(learner, images, config.train, seed=0, step=0).backward())
+    device = next(field.parameters()).device
+    images = data.train.floats(range(min(config.batch_size, len(data.train)))).to(device)
+    return _seconds(lambda: training_loss(learner, images, config, seed=0, step=0).backward())
 
 
 def _extraction(config: RunConfig, data: Data, field: NeuralField) -> tuple[float, float]:

@@ -9,8 +9,8 @@ p has the least largest error of max(x, ½) · Φ(−x), so that GELU and its de
 that they are right at 0; s that of x φ(x). tests/decomposition/test_gelu.py fits them again. The error of GELU is
 2.7e-7 by fit and 6e-7 in float32, that of its derivative 7e-7 and 1.4e-6.
 
-With AVX-512, whose 32 registers hold more constants, 2 Φ(−x) = t(x)^8 of degree 7 instead, two multiplies less for three
-additions, which have units of their own on some processors. It is factored as Knuth has it (The Art of Computer
+With AVX-512, whose 32 registers hold more constants, 2 Φ(−x) = t(x)^8 of degree 7 instead, two multiplies less for
+three additions, which have units of their own on some processors. It is factored as Knuth has it (The Art of Computer
 Programming, volume 2, section 4.6.4), t(0) = 1:
 
     y = (κ x + α_0) x + α_1,   z = (x + α_2) y + α_3,   t(x) = ((y + z + α_4) z + α_5) x + 1

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from tdsm.base.errors import DataError
+from tdsm.data.config import DataConfig
+from tdsm.pipeline import sizing
+from tdsm.pipeline.config import RunConfig
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """One step takes a hundredth of a second."""
+    monkeypatch.setattr(sizing, "step_seconds", lambda *_: 0.01)
+
+
+def write(folder, sizes, channels=3):
+    draw = np.random.default_rng(0)
+    for number, (height, width) in enumerate(sizes):
+        shape = (height, width, channels) if channels > 1 else (height, width)
+        path = folder / ("a", "b")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, shape, dtype=np.uint8)).save(path)
+    return RunConfig(data=DataConfig(source=str(folder)))
+
+
+def test_steps_take_half_of_the_time(clock, tmp_path):
+    config = write(tmp_path, [(12, 10)] * 40)
+    assert sizing.sized(config, 1.0).train.steps == 3000
+    assert sizing.sized(config, 2.0).train.steps == 6000
+    assert sizing.sized(config, 1e-9).train.steps == sizing.FEWEST_STEPS
+
+
+@pytest.mark.parametrize(("side", "channels"), [(8, 1), (28, 1), (32, 3), (64, 3)])
+def test_a_field_fits_its_images(clock, tmp_path, side, channels):
+    config = sizing.sized(write(tmp_path, [(side, side)] * 20, channels), 1.0)
+    field, train = config.field, config.train
+    assert field.channels == channels
+    assert 16 <= field.num_latents <= side * side
+    assert config.maps.size == (8, 8)
+    seen = train.context_fraction * side * side if train.objectives["sparse_context"] else side * side
+    assert seen <= 256 + 1
+    assert train.num_queries <= side * side
+
+
+def test_large_images_and_images_of_several_sizes_are_brought_to_one(clock, tmp_path):
+    assert sizing.sized(write(tmp_path / "large", [(90, 90)] * 20), 1.0).data.image_size == sizing.LARGEST
+    several = write(tmp_path / "several", [(20, 20), (30, 24)] * 10)
+    assert sizing.sized(several, 1.0).data.image_size == sizing.LARGEST
+    named = several.model_copy(update={"data": several.data.model_copy(update={"image_size": 16})})
+    assert sizing.sized(named, 1.0).data.image_size == 16
+
+
+def test_what_cannot_be_read_is_said(tmp_path):
+    with pytest.raises(DataError):
+        sizing.sized(RunConfig(data=DataConfig(source=str(tmp_path))), 1.0)
