@@ -52,7 +52,7 @@ def start_locally(fourier: FourierFeatures, blocks: Iterable[Any], decoder: Atte
 
     Args:
         fourier: Makes the position features of the context, behind its `channels` values, and of the queries.
-        blocks: Each with `latents` and a `cross_attention`; the latents of the last become tokens.
+        blocks: Modules with `latents` and a `cross_attention`; the latents of the last become tokens.
         decoder: The attention from queries to tokens.
         channels: Values of a context vector.
     """
