@@ -38,13 +38,13 @@ def digits() -> RunConfig:
 def fashion_mnist() -> RunConfig:
     """Fashion-MNIST, 28×28 grey, with a field of 48 tokens × 96: `tdsm train --preset fashion-mnist`.
 
-    About an hour of one CPU core. Point --data.source at a folder of its idx files to stay offline.
+    The field takes half an hour of one CPU core. Point --data.source at a folder of idx files to stay offline.
     """
     return RunConfig(
         data=DataConfig(source="zalando-datasets/fashion_mnist"),
         field=_local_field(channels=1, fourier_scale=5.0, num_latents=48),
         train=_short_steps(
-            steps=50_000, num_queries=192, objectives={"full": 0, "sparse_context": 1}, context_fraction=0.25
+            steps=24_000, num_queries=192, objectives={"full": 0, "sparse_context": 1}, context_fraction=0.25
         ),
     )
 
@@ -52,7 +52,8 @@ def fashion_mnist() -> RunConfig:
 def cifar10_small() -> RunConfig:
     """CIFAR-10 with a field of 64 tokens × 96: `tdsm demo --preset cifar10-small`.
 
-    About an hour of 2 CPU cores for the field. Point --data.source at a local copy to stay offline.
+    By the cost of its steps the field takes 90 minutes of one CPU core; not yet run to its end here. Point
+    --data.source at a local copy to stay offline.
     """
     return RunConfig(
         data=DataConfig(source="uoft-cs/cifar10"),
