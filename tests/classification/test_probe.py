@@ -5,6 +5,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from tdsm.base.errors import NonFiniteError
+from tdsm.base.randomness import derive_seed
 from tdsm.classification import probe as frozen
 from tdsm.classification.config import HeadConfig, ProbeConfig
 from tdsm.classification.probe import (
@@ -22,7 +23,7 @@ from tdsm.classification.registry import HEADS
 from tdsm.data.augment import AugmentConfig, move_maps
 from tdsm.features import store
 from tdsm.features.store import FeatureRows
-from tdsm.training.steps import Order
+from tdsm.training.steps import Order, warmup_cosine
 from tests.classification.test_knn import knn_scores
 
 PROBE = ProbeConfig(epochs=4, batch_size=16, learning_rates=(1e-1, 1e-4), weight_decays=(0.0, 0.1), race_epochs=0)
@@ -172,7 +173,8 @@ def test_training_ends_when_validation_stops_improving_and_the_rate_falls_before
     assert choice.settings["epoch"] == 5
     step, rates = seen[0]
     assert step == 9
-    assert rates == pytest.approx([1, 1, 1, 0.2, 0.04, 0.04, 0.008, 0.0016, 0.00032])
+    shares = [1, 1, 1, 0.2, 0.04, 0.04, 0.008, 0.0016, 0.00032]
+    assert rates == pytest.approx([warmup_cosine(share, n, steps=40, warmup=0) for n, share in enumerate(shares)])
 
 
 @pytest.mark.parametrize(("least", "measured"), [(1, [4, 8, 12]), (5, [8, 12]), (50, [12])])
@@ -190,7 +192,7 @@ def test_validation_is_measured_after_epochs_or_enough_steps(monkeypatch, least,
     assert 4 * choice.settings["epoch"] in measured
 
 
-def test_without_patience_the_rate_falls_by_a_cosine(monkeypatch):
+def test_without_patience_the_rate_falls_by_a_cosine_alone(monkeypatch):
     seen, whole = [], frozen.train_task
     monkeypatch.setattr(frozen, "train_task", lambda task, *a, **o: (seen.append(task), whole(task, *a, **o))[1])
     fit(config=ProbeConfig(epochs=4, batch_size=60, learning_rates=(1.0,), patience=0))
@@ -208,7 +210,8 @@ def test_spatial_training_features_are_moved_anew_each_epoch(monkeypatch):
     order = Order(60, 60, 0, purpose="head order", keeps_rest=True)
     for step in (0, 1):
         taken = order(step)[0]
-        expected = move_maps(plain.features[taken], taken, AugmentConfig(crop=1, flip=True), seed=0, epoch=step)
+        change, draw = AugmentConfig(crop=1, flip=True), derive_seed(0, "maps")
+        expected = move_maps(plain.features[taken], taken, change, seed=draw, epoch=step)
         assert torch.equal(seen[0].inputs(step, slice(0, 60))[0], expected)
         assert torch.equal(seen[0].inputs(step, slice(7, 9))[0], expected[7:9])
         assert torch.equal(seen[1].inputs(step, slice(0, 60))[0], plain.features[taken])

@@ -26,7 +26,7 @@ class HeadConfig(Settings):
         2, description="Convolutions of `cnn`, blocks of each stage of `resnet`, layers of `transformer`."
     )
     max_values: Positive = Field(
-        8192, description="Most values `ridge` reads of an image: larger maps are averaged over cells first."
+        4096, description="Most values `ridge` reads of an image: larger maps are averaged over cells first."
     )
     num_weightings: Positive = Field(4, description="Weightings of `attention`, each pooled on its own.")
     attention_scope: Literal["location", "global"] = Field(
@@ -62,8 +62,8 @@ class ProbeConfig(LoopConfig):
     patience: int = Field(
         6,
         ge=0,
-        description="Stop after this many epochs (of at least 50 steps) without a better validation, the rate falling "
-        "to a fifth at a third and at two thirds of them; 0: never, and the rate falls by a cosine.",
+        description="Stop after this many epochs (of at least 50 steps) without a better validation; the rate falls to "
+        "a fifth at a third and at two thirds of them, beside its cosine over all epochs. 0 never.",
     )
     batch_size: Positive = Field(128, description="Samples a step.")
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(

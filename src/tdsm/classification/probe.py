@@ -211,7 +211,8 @@ def moved(
     crop = round(config.shift * min(maps.shape[1:3]))
     if not crop and not config.flip:
         return maps
-    return move_maps(maps, ids, AugmentConfig(crop=crop, flip=config.flip), seed=seed, epoch=epoch)
+    change = AugmentConfig(crop=crop, flip=config.flip)
+    return move_maps(maps, ids, change, seed=derive_seed(seed, "maps"), epoch=epoch)
 
 
 def _solve(
@@ -245,8 +246,8 @@ def _fit_once(
 ) -> Choice:
     """Train one head for at most so many rounds, and keep the best of them.
 
-    A round is an epoch, or as many as make `ROUND` steps; after each validation is measured. The rate falls to a fifth
-    whenever a third of the patience has passed without a better round, or, without patience, by a cosine to zero.
+    A round is an epoch, or as many as make `ROUND` steps; after each validation is measured. The rate falls by a cosine
+    to zero over all epochs, and to a fifth whenever a third of the patience has passed without a better round.
     """
     order = Order(len(train.features), config.batch_size, seed, purpose="head order", keeps_rest=True)
     classifier = new_head(head, statistics, train, num_classes, seed).to(device)
@@ -254,9 +255,8 @@ def _fit_once(
     every, steps = _round(order), config.epochs * order.per_epoch
 
     def rate_at(peak: float, step: int) -> float:
-        if not config.patience:
-            return warmup_cosine(peak, step, steps=steps, warmup=0)
-        return peak * plateau(accuracies, max(1, config.patience // 3))
+        share = plateau(accuracies, max(1, config.patience // 3)) if config.patience else 1.0
+        return warmup_cosine(share * peak, step, steps=steps, warmup=0)
 
     def inputs(step: int, rows: slice) -> tuple[Tensor, Tensor]:
         taken, epoch = order(step)

@@ -12,7 +12,7 @@ from tdsm.base.errors import NonFiniteError, UsageError
 Block = tuple[Float[Tensor, "block features"], Int[Tensor, " block"]]  # some samples and their labels
 Blocks = Callable[[], Iterable[Block]]  # the samples from the first to the last, as often as they are asked for
 Standard = tuple[Float[Tensor, "block features"], Float64[Tensor, "block classes"]]
-LARGEST = 16_384  # rows of a matrix that is factored: 2 GiB
+LARGEST = {"cpu": 16_384, "cuda": 49_152}  # rows of a matrix that is factored: 2 and 18 GiB, twice
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +53,11 @@ def solve_ridge(train: Blocks, num_classes: int, penalties: Sequence[float]) -> 
         NonFiniteError: If a feature is not finite.
     """
     mean, scale, shares, count = _statistics(train, num_classes)
-    smaller = min(count, len(mean))
-    if smaller > LARGEST:
+    device, most = mean.device.type, LARGEST[mean.device.type]
+    if min(count, len(mean)) > most:
         raise UsageError(
-            f"ridge: {len(mean)} features of {count} samples; expected at most {LARGEST} of the one or the other. Give "
-            "it fewer features (smaller maps, fewer tokens) or fewer samples, or train a `flatten` head instead."
+            f"ridge: {len(mean)} features of {count} samples; expected at most {most} of the one or the other on "
+            f"{device}. Take fewer of one (--probe.max-train), or leave out this row (--probe.rows): linear is trained."
         )
 
     def standard() -> Iterator[Standard]:
@@ -80,18 +80,30 @@ def _primal(standard: Callable[[], Iterator[Standard]], count: int, penalties: S
 
 def _dual(standard: Callable[[], Iterator[Standard]], count: int, penalties: Sequence[float]) -> list[Tensor]:
     """Solve for a weight a sample, and sum the samples by them."""
-    rows = [torch.cat([one @ other.T for other, _ in standard()], dim=1).double() for one, _ in standard()]
     targets = torch.cat([targets for _, targets in standard()])
-    weights = torch.cat(_solutions(torch.cat(rows), targets, count, penalties), dim=1)
-    summed, start = torch.zeros((), dtype=torch.float64), 0
-    for vectors, _ in standard():
-        summed = vectors.double().T @ weights[start : start + len(vectors)] + summed.to(weights)
-        start += len(vectors)
+    matrix = targets.new_zeros(count, count)
+    for row, one in _placed(standard()):
+        for column, other in _placed(standard()):
+            if column.start > row.start:  # above the diagonal, which is not read
+                break
+            matrix[row, column] = (one @ other.T).double()
+    weights = torch.cat(_solutions(matrix, targets, count, penalties), dim=1)
+    summed = torch.zeros((), dtype=torch.float64)
+    for place, vectors in _placed(standard()):
+        summed = vectors.double().T @ weights[place] + summed.to(weights)
     return list(summed.split(targets.shape[1], dim=1))
 
 
+def _placed(blocks: Iterable[Standard]) -> Iterator[tuple[slice, Tensor]]:
+    """Return the vectors of each block, and where they stand among all."""
+    start = 0
+    for vectors, _ in blocks:
+        yield slice(start, start + len(vectors)), vectors
+        start += len(vectors)
+
+
 def _solutions(matrix: Tensor, right: Tensor, count: int, penalties: Sequence[float]) -> list[Tensor]:
-    """Solve (matrix/n + λI) x = right/n for every λ; the matrix is used up."""
+    """Solve (matrix/n + λI) x = right/n for every λ; of the matrix the lower half is read, and used up."""
     matrix /= count
     diagonal, found = matrix.diagonal().clone(), []
     for penalty in penalties:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from tdsm.classification.config import ProbeConfig
 from tdsm.data.config import AugmentConfig, DataConfig
 from tdsm.features.config import MapConfig
 from tdsm.models.config import FieldConfig
@@ -31,7 +30,6 @@ def digits() -> RunConfig:
             processor_depth=2,
         ),
         train=TrainConfig(steps=1200, batch_size=32, learning_rate=2e-3, validate_every=150, checkpoint_every=300),
-        probe=ProbeConfig(epochs=20),
     )
 
 
@@ -59,7 +57,6 @@ def cifar10_small() -> RunConfig:
         data=DataConfig(source="uoft-cs/cifar10"),
         field=_local_field(fourier_scale=6.0, num_latents=64, mapping_dim=48),
         train=_short_steps(steps=30_000, num_queries=192, augment=AugmentConfig(flip=True)),
-        probe=ProbeConfig(epochs=8),
     )
 
 
