@@ -3,31 +3,30 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
-from tdsm.base.errors import UsageError
-from tdsm.classification.heads import TDSMClassifier
-from tdsm.features.store import FeatureRows
-from tdsm.models.weights import count_parameters
 from tdsm.pipeline import field as fields
 from tdsm.study import answers
 from tdsm.study import worth as module
-from tdsm.study.config import StudyConfig
+from tdsm.study.config import READINGS, StudyConfig
 from tdsm.study.features import ASKED
 from tdsm.study.table import WITHOUT, reference_of, study_verdict, summarize
-from tdsm.study.worth import HEADS, head_of_size, run_study
+from tdsm.study.worth import run_study
 from tests.tinyrun import content, demo, finished, tdsm
 
 TINY = {
     "seeds": 2,
-    "parameters": 900,
+    "hidden_dim": 5,
+    "components": 40,
+    "parameters": 7000,
     "size": (4, 4),
     "epochs": 1,
-    "structured_epochs": 1,
     "learning_rates": (1e-2,),
     "max_train": 40,
 }
-SMALL = StudyConfig.model_validate(TINY | {"max_test": 30, "token_counts": (2, 4), "steps": (3,)})
+FEWER = {"max_test": 30, "train_counts": (20, 1000), "token_counts": (2, 4), "steps": (3,)}
+SMALL = StudyConfig.model_validate(TINY | FEWER)
+FEW = SMALL.model_copy(update={"readings": ("ridge",), "seeds": 1})
+UNREAD = {("random_expansion", "structured")}  # has neither places nor tokens
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +35,30 @@ def study(run):
 
 
 def test_every_question_is_answered_for_every_seed(study):
-    asked = {(row["field"], row["feature"], row["head"], row["tokens"]) for row in study["rows"]}
-    main = {("trained", feature, head, 4) for feature in ASKED for head in HEADS}
-    few = {("trained", feature, "structured", 2) for feature in ("solo", "tokens")}
-    short = {("steps-3", feature, "structured", 4) for feature in ("solo", "tokens")}
-    assert asked == main | few | short
-    assert len(study["rows"]) == 2 * len(asked)
+    names = ("field", "feature", "head", "tokens", "train")
+    asked = [tuple(row[name] for name in names) for row in study["rows"]]
+    main = {("trained", f, head, 4, 40) for f in ASKED for head in READINGS if (f, head) not in UNREAD}
+    images = {("trained", feature, "ridge", 4, 20) for feature in ASKED}
+    few = {("trained", feature, "ridge", 2, 40) for feature in ("solo", "tokens")}
+    short = {("steps-3", feature, "ridge", 4, 40) for feature in ("solo", "tokens")}
+    assert set(asked) == main | images | few | short
+    assert all(asked.count(one) == (1 if one[2] == "ridge" else 2) for one in asked)
     assert study["psnr"].keys() == {"trained", "steps-3"}
-    assert all(row["parameters"] <= 900 and len(row["is_right"]) == 30 for row in study["rows"])
+    assert all(len(row["is_right"]) == 30 for row in study["rows"])
     assert all(row["accuracy"] == pytest.approx(np.mean(row["is_right"])) for row in study["rows"])
+
+
+def test_parameters_are_equal_where_they_are_said_to_be(study):
+    counts = {head: {row["parameters"] for row in study["rows"] if row["head"] == head} for head in READINGS}
+    assert counts["mlp-pca"] == {5 * (40 + 1) + 10 * (5 + 1)}
+    assert len(counts["mlp"]) > 1
+    assert max(counts["structured"]) <= 7000
+
+
+def test_readings_may_be_left_out(run):
+    found = run_study(run, FEW)
+    assert {row["head"] for row in found["rows"]} == {"ridge"}
+    assert "Under ridge" in " ".join(study_verdict(summarize(found)))
 
 
 def test_what_was_answered_is_not_asked_again(run, study, monkeypatch):
@@ -66,14 +80,15 @@ def test_a_killed_study_goes_on(run, study, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_study(replace(other, say=stop), SMALL)
-    again = run_study(other, SMALL)
-    assert again == study
+        run_study(replace(other, say=stop), FEW)
+    assert run_study(other, FEW) == run_study(run, FEW)
 
 
 def test_more_seeds_may_come_later(run, study):
-    more = run_study(run, SMALL.model_copy(update={"seeds": 3}))
-    assert [row for row in more["rows"] if row["seed"] < 2] == study["rows"]
+    few = {"readings": ("mlp",), "train_counts": ()}
+    two, three = (run_study(run, SMALL.model_copy(update=few | {"seeds": seeds}))["rows"] for seeds in (2, 3))
+    assert [row for row in three if row["seed"] < 2] == two
+    assert len(three) > len(two)
 
 
 def test_the_untrained_field_is_asked_for_what_is_said_to_be_its_own(run, study):
@@ -85,62 +100,51 @@ def test_the_untrained_field_is_asked_for_what_is_said_to_be_its_own(run, study)
         assert {part.name for part in (folder / "test").iterdir()} == names[name]
 
 
-@pytest.mark.parametrize(("pool", "size"), [("flatten", (4, 4)), ("cnn", (8, 8)), ("transformer", (16, 1))])
-def test_heads_are_as_wide_as_the_budget_allows(pool, size):
-    def parameters(head):
-        return count_parameters(TDSMClassifier(12, 10, pool, size, **head.model_dump(exclude={"kind"})))
-
-    head = head_of_size(pool, 12, size, 10, 20_000)
-    option = module.WIDTHS[pool]
-    wider = head.model_copy(update={option: getattr(head, option) + (4 if pool == "transformer" else 1)})
-    assert parameters(head) <= 20_000 < parameters(wider)
-
-
-def test_a_budget_too_small_is_named():
-    with pytest.raises(UsageError, match="more than the 50 of --parameters"):
-        head_of_size("flatten", 12, (4, 4), 10, 50)
-
-
-def test_the_mlp_reads_features_standardised_by_the_training_samples():
-    train, test = torch.randn(50, 2, 1, 3) * torch.tensor([1.0, 5.0, 0.0]) + 4, torch.randn(20, 2, 1, 3)
-    labels = torch.zeros(50, dtype=torch.long)
-    samples = {
-        "train": module.Samples(FeatureRows([train]), labels),
-        "test": module.Samples(FeatureRows([test]), labels[:20]),
-    }
-    done = module._standardized(samples)
-    seen = done["train"].features[torch.arange(50)]
-    torch.testing.assert_close(seen.mean(0), torch.zeros(2, 1, 3), atol=2e-3, rtol=0)
-    torch.testing.assert_close(seen[..., :2].std(0, correction=0), torch.ones(2, 1, 2), atol=2e-3, rtol=0)
-    expected = (test - train.mean(0)) / train.std(0, correction=0).clamp(min=1e-6)
-    torch.testing.assert_close(
-        done["test"].features[torch.arange(20)][..., :2], expected[..., :2], atol=2e-3, rtol=2e-3
-    )
-
-
-def rows(feature, right, validation, tokens=4, field="trained"):
-    base = {"field": field, "feature": feature, "head": "mlp", "tokens": tokens, "parameters": 9}
+def rows(feature, right, validation, tokens=4, field="trained", train=40, head="mlp"):
+    base = {"field": field, "feature": feature, "head": head, "tokens": tokens, "train": train, "parameters": 9}
     right = np.asarray(right)
     return [
         base | {"validation_accuracy": validation, "accuracy": float(r.mean()), "is_right": r.tolist()} for r in right
     ]
 
 
+GOOD, BAD = np.tile([1, 1, 1, 0], (2, 50)), np.tile([1, 0, 0, 0], (2, 50))
+
+
 def test_both_sides_are_chosen_on_validation_and_the_verdict_says_who_wins():
-    good, bad = np.tile([1, 1, 1, 0], (2, 50)), np.tile([1, 0, 0, 0], (2, 50))
-    found = summarize({"rows": [*rows("solo", bad, 0.9), *rows("additive", good, 0.1), *rows("tokens", good, 0.5)]})
+    found = summarize({"rows": [*rows("solo", BAD, 0.9), *rows("additive", GOOD, 0.1), *rows("tokens", GOOD, 0.5)]})
     assert reference_of(found)["feature"] == "tokens"
-    words = study_verdict(found)
+    words = study_verdict(found)[0]
     assert "solo (mlp), test 25.0 %" in words
     assert "−50.0 points" in words
     assert "paired over images and seeds" in words
     assert words.endswith("decoding does not pay.")
-    found = summarize({"rows": [*rows("solo", good, 0.9), *rows("values", bad, 0.5), *rows("tokens", good, 0.4)]})
+    found = summarize({"rows": [*rows("solo", GOOD, 0.9), *rows("values", BAD, 0.5), *rows("tokens", GOOD, 0.4)]})
     assert reference_of(found)["feature"] == "values"
-    assert study_verdict(found).endswith("decoding pays.")
-    found = summarize({"rows": [*rows("solo", good, 0.9), *rows("tokens", bad, 0.4), *rows("pixels", good, 0.5)]})
+    assert study_verdict(found)[0].endswith("decoding pays.")
+    found = summarize({"rows": [*rows("solo", GOOD, 0.9), *rows("tokens", BAD, 0.4), *rows("pixels", GOOD, 0.5)]})
     assert reference_of(found)["feature"] == "pixels"
-    assert study_verdict(found).endswith("no difference shown.")
+    assert study_verdict(found)[0].endswith("no difference shown.")
+
+
+def test_the_verdict_is_of_the_best_head_of_each_side_and_then_head_by_head():
+    """Decoding wins under ridge and loses to what another head makes of the tokens."""
+    ridge = [*rows("solo", GOOD[:1], 0.7, head="ridge"), *rows("tokens", BAD[:1], 0.6, head="ridge")]
+    mlp = [*rows("solo", BAD, 0.5), *rows("tokens", GOOD, 0.8)]
+    first, *others = study_verdict(summarize({"rows": ridge + mlp}))
+    assert "solo (ridge)" in first
+    assert "tokens (mlp)" in first
+    assert first.endswith("no difference shown.")
+    assert [words.split(":")[0] for words in others] == ["Under ridge", "Under mlp"]
+    assert others[0].endswith("decoding pays.")
+    assert others[1].endswith("decoding does not pay.")
+
+
+def test_every_row_is_compared_with_the_best_without_decoding_of_its_own_kind():
+    alike = [*rows("solo", GOOD, 0.5, train=20), *rows("tokens", GOOD, 0.5, train=20)]
+    found = summarize({"rows": [*rows("solo", BAD, 0.5), *rows("tokens", GOOD, 0.5), *alike]})
+    differences = {(s["feature"], s["train"]): s["difference"].value for s in found if "difference" in s}
+    assert differences == pytest.approx({("solo", 40): -0.5, ("solo", 20): 0.0})
 
 
 def test_what_was_decoded_is_never_called_without_decoding():
@@ -149,41 +153,31 @@ def test_what_was_decoded_is_never_called_without_decoding():
     others = [*rows("reconstruction", good, 0.9), *rows("untrained-solo", good, 0.9)]
     found = summarize({"rows": [*others, *rows("tokens", bad, 0.1), *rows("solo", bad, 0.1)]})
     assert reference_of(found)["feature"] == "tokens"
-    assert study_verdict(found).startswith("Best decoded maps by validation: solo")
+    assert study_verdict(found)[0].startswith("Best decoded maps by validation: solo")
     assert {name for name, asked in ASKED.items() if asked.meaning.startswith("decoded:")} == set(ASKED) - WITHOUT
 
 
-def test_a_row_of_fewer_tokens_or_steps_is_never_the_reference():
+def test_a_row_of_fewer_tokens_images_or_steps_is_never_in_the_verdict():
     good, bad = np.tile([1, 1], (1, 5)), np.tile([1, 0], (1, 5))
     others = [*rows("tokens", good, 0.9, tokens=2), *rows("tokens", good, 0.9, field="steps-3")]
-    found = summarize({"rows": [*others, *rows("tokens", bad, 0.1), *rows("solo", bad, 0.1)]})
-    assert (reference_of(found)["tokens"], reference_of(found)["field"]) == (4, "trained")
+    others += rows("tokens", good, 0.9, train=9)
+    words = study_verdict(summarize({"rows": [*others, *rows("tokens", bad, 0.1), *rows("solo", bad, 0.1)]}))
+    assert "tokens (mlp), test 50.0 %" in words[0]
 
 
 def test_the_command_prints_the_table(tmp_path, capsys):
     path = demo(tmp_path / "run")
-    options = [
-        "--seeds",
-        1,
-        "--parameters",
-        900,
-        "--size",
-        4,
-        4,
-        "--epochs",
-        1,
-        "--structured-epochs",
-        1,
-        "--max-train",
-        40,
-    ]
-    assert tdsm("study", "worth", path, *options, "--steps", 2, "--token-counts", 2) == 0
+    options = ["--seeds", 1, "--parameters", 7000, "--size", 4, 4, "--epochs", 1, "--max-train", 40, "--hidden-dim", 5]
+    few = ["--steps", 2, "--token-counts", 2, "--train-counts", 20]
+    assert tdsm("study", "worth", path, *options, *few) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{path}/study-worth.md\n"
     text = (path / "study-worth.md").read_text()
     assert text in captured.err
-    assert all(f"| {feature} | {head} |" in text for feature in ASKED for head in HEADS)
+    asked = {(feature, head) for feature in ASKED for head in READINGS} - UNREAD
+    assert all(f"| {feature} | {head} |" in text for feature, head in asked)
+    assert all(f"- {name}: " in text or f"{name}: " in text for name in READINGS)
     kept = json.loads((path / "findings" / "study-worth" / "facts.json").read_text())
-    assert kept["settings"]["parameters"] == 900
+    assert kept["settings"]["parameters"] == 7000
     assert all("is_right" not in row for row in kept["rows"])
     assert tdsm("study", "worht", path) == 2

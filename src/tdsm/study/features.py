@@ -25,7 +25,8 @@ class Asked:
 
 
 ASKED: dict[str, Asked] = {
-    **{name: Asked(name) for name in ("solo", "additive", "leave_one_out", "attention", "tokens", "values")},
+    **{name: Asked(name) for name in ("solo", "additive", "leave_one_out", "attention", "additive+attention")},
+    **{name: Asked(name) for name in ("tokens", "values")},
     **{name: Asked(name) for name in ("random_expansion", "reconstruction", "pixels")},
     "untrained-solo": Asked("solo", is_trained=False),
     "untrained-tokens": Asked("tokens", is_trained=False),

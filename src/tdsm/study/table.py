@@ -1,7 +1,6 @@
 """What the study of worth found: the table, its paired intervals, and a verdict in words."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,14 @@ from tdsm.base.text import Table, count_of, difference_words, percent, points
 from tdsm.pipeline.findings import write_findings
 from tdsm.pipeline.run import Run
 from tdsm.study.answers import NUMBERS, average_seeds, kept, number_cells
+from tdsm.study.config import READINGS
 from tdsm.study.features import ASKED
 
 Summary = Mapping[str, Any]
 NAME = "study-worth"
 DECODED = {name for name, asked in ASKED.items() if asked.is_trained and asked.kind.is_token_map}
 WITHOUT = {name for name, asked in ASKED.items() if not asked.kind.is_decoded}  # any decoding
-CURVES = ("solo", "tokens")  # what is also asked of fewer tokens and fewer steps
+GROUP = ("field", "tokens", "train", "head")  # rows that are compared with one another
 
 
 def write_study(run: Run, study: dict) -> tuple[Path, str]:
@@ -27,17 +27,16 @@ def write_study(run: Run, study: dict) -> tuple[Path, str]:
 
 
 def summarize(study: dict) -> list[Summary]:
-    """Reduce the rows of several seeds to one: mean, deviation, paired difference to the reference."""
+    """Reduce the rows of several seeds to one: mean, deviation, paired difference to the reference.
+
+    The reference is the best on validation without any decoding among the rows of the same field, tokens, training
+    images and head.
+    """
     groups: dict[tuple, list[dict]] = {}
     for row in study["rows"]:
-        groups.setdefault((row["field"], row["feature"], row["tokens"], row["head"]), []).append(row)
-    names = ("field", "feature", "tokens", "head", "parameters")
-    summaries = [average_seeds(rows, names) for rows in groups.values()]
-    reference = reference_of(summaries)
-    return [
-        summary if summary is reference else summary | {"difference": _difference(summary, reference)}
-        for summary in summaries
-    ]
+        groups.setdefault((*(row[name] for name in GROUP), row["feature"]), []).append(row)
+    summaries = [average_seeds(rows, (*GROUP, "feature", "parameters")) for rows in groups.values()]
+    return [_compared(summary, reference_of(_alike(summary, summaries))) for summary in summaries]
 
 
 def reference_of(summaries: Sequence[Summary]) -> Summary:
@@ -45,57 +44,116 @@ def reference_of(summaries: Sequence[Summary]) -> Summary:
     return _best(summaries, WITHOUT)
 
 
-def study_verdict(summaries: Sequence[Summary]) -> str:
-    """Say in words whether decoding paid; both sides are chosen on validation."""
-    best, reference = _best(summaries, DECODED), reference_of(summaries)
-    difference: Interval = best["difference"]
-    shown = "decoding pays" if difference.low > 0 else "decoding does not pay"
-    return (
+def study_verdict(summaries: Sequence[Summary]) -> list[str]:
+    """Say in words whether decoding paid: under the best head of each side, and head by head.
+
+    Both sides are chosen on validation.
+    """
+    main = _main(summaries)
+    best, reference = _best(main, DECODED), reference_of(main)
+    difference = _difference(best, reference)
+    first = (
         f"Best decoded maps by validation: {best['feature']} ({best['head']}), test {percent(best['accuracy'])} %. "
         f"Best without decoding: {reference['feature']} ({reference['head']}), test "
         f"{percent(reference['accuracy'])} %. Paired difference {points(difference.value)} points "
-        f"({difference_words(difference)}): {'no difference shown' if difference.has_zero else shown}."
+        f"({difference_words(difference)}): {_judged(difference)}."
     )
+    return [first, *(_under_one_head(head, main) for head in dict.fromkeys(s["head"] for s in main))]
 
 
 def study_tables(study: dict, summaries: Sequence[Summary]) -> list[Table]:
-    """Return the main table with the verdict, and the tables of fewer tokens and of fewer steps."""
-    psnr, all_tokens = study["psnr"], max(s["tokens"] for s in summaries)
-    curves = [s for s in summaries if s["head"] == "structured" and s["feature"] in CURVES]
-    fewer = _by_feature([s for s in curves if s["field"] == "trained"], lambda s: s["tokens"])
-    steps = _by_feature([s for s in curves if s["tokens"] == all_tokens], lambda s: psnr[s["field"]])
-    few = Table(
-        "From the first n tokens alone (structured)",
-        ["feature", "tokens", *NUMBERS],
-        [[s["feature"], str(s["tokens"]), *number_cells(s)] for s in fewer],
-        ["feature"],
-    )
-    lines = [[s["feature"], f"{psnr[s['field']]:.2f}", *number_cells(s)] for s in steps]
-    title = "From fields trained for fewer steps (structured), by their PSNR on validation images"
-    short = replace(few, title=title, headings=["feature", "dB", *NUMBERS], lines=lines)
-    return [_main_table(study, summaries), few, short]
+    """Return the main table with the verdict, and those of fewer training images, tokens and steps."""
+    psnr, main = study["psnr"], _main(summaries)
+    tokens, train = (max(s[name] for s in summaries) for name in ("tokens", "train"))
+    of_run = [s for s in summaries if s["field"] == "trained"]
+    fewer: list[tuple[str, str, list[Summary], Callable[[Summary], str]]] = [
+        (
+            "From fewer training images",
+            "images",
+            [s for s in of_run if s["tokens"] == tokens],
+            lambda s: str(s["train"]),
+        ),
+        (
+            "From the first n tokens alone",
+            "tokens",
+            [s for s in of_run if s["train"] == train],
+            lambda s: str(s["tokens"]),
+        ),
+        (
+            "From fields trained for fewer steps, by their PSNR on validation images",
+            "dB",
+            [s for s in summaries if (s["tokens"], s["train"]) == (tokens, train)],
+            lambda s: f"{psnr[s['field']]:.2f}",
+        ),
+    ]
+    return [_main_table(study, main), *(_curve(*curve, main) for curve in fewer), _mirror_table(study)]
 
 
-def _main_table(study: dict, summaries: Sequence[Summary]) -> Table:
+def _curve(
+    title: str, heading: str, summaries: Sequence[Summary], cell: Callable[[Summary], str], main: Sequence[Summary]
+) -> Table:
+    """Tabulate what some rows become where there is less; beside them the rows of the main table they end in."""
+    asked = {(s["feature"], s["head"]) for s in summaries if not any(s is row for row in main)}
+    rows = [s for s in summaries if (s["feature"], s["head"]) in asked]
+    names = list(ASKED)
+    rows = sorted(rows, key=lambda s: (names.index(s["feature"]), float(cell(s))))
+    lines = [[s["feature"], s["head"], cell(s), *number_cells(s)] for s in rows]
+    return Table(title, ["feature", "head", heading, *NUMBERS], lines, ["feature", "head"])
+
+
+def _mirror_table(study: dict) -> Table:
+    notes = [
+        f"Over {count_of(study['mirrored_images'], 'validation image')}, M the maps, F mirroring left to right.",
+        "To another: the same distance as a share of that to the mirrored maps of another image; 1 is no nearer.",
+    ]
+    lines = [[name, f"{found['error']:.3f}", f"{found['beside']:.3f}"] for name, found in study["mirrored"].items()]
+    headings = ["feature", "‖M(Fx) − F M(x)‖ / ‖M(Fx)‖", "to another"]
+    return Table("Are mirrored maps the maps of the mirrored image?", headings, lines, ["feature"], notes=notes)
+
+
+def _main_table(study: dict, main: Sequence[Summary]) -> Table:
     settings = study["settings"]
     notes = [
         f"Accuracy in per cent on {count_of(study['test_images'], 'test image')}: mean and standard deviation over "
         f"{count_of(settings['seeds'], 'seed')} of the head.",
-        f"Heads have at most {settings['parameters']} parameters; learning rate and epoch are chosen on validation.",
-        f"mlp: one hidden layer, {settings['epochs']} epochs; every feature standardised, maps averaged over 4 × 4 "
-        "regions first.",
-        f"structured: 3×3 convolutions on maps and images, a transformer on tokens, {settings['structured_epochs']} "
-        "epochs, channels standardised.",
-        "Difference: to the best row without decoding, in points, with a 95 % interval, "
-        f"{_best(summaries, DECODED)['difference'].method}.",
+        *(f"{name}: {READINGS[name].meaning.format_map(settings)}." for name in settings["readings"]),
+        f"Learning rate and epoch are chosen on validation; heads train for at most {settings['epochs']} epochs, until "
+        "validation stops improving.",
+        "Difference: to the best row without decoding under the same head, in points, with a 95 % interval, "
+        f"{_difference(_best(main, DECODED), reference_of(main)).method}.",
     ]
+    heads = list(dict.fromkeys(s["head"] for s in main))
     lines = [
         [s["feature"], s["head"], *number_cells(s), ASKED[s["feature"]].meaning]
-        for s in sorted(_main(summaries), key=lambda s: -s["accuracy"])
+        for s in sorted(main, key=lambda s: (heads.index(s["head"]), -s["accuracy"]))
     ]
     words = ["feature", "head", "what it is"]
     headings = [*words[:2], *NUMBERS, *words[2:]]
-    return Table("Does decoding the tokens pay?", headings, lines, words, [study_verdict(summaries)], notes)
+    return Table("Does decoding the tokens pay?", headings, lines, words, study_verdict(main), notes)
+
+
+def _under_one_head(head: str, main: Sequence[Summary]) -> str:
+    alike = [s for s in main if s["head"] == head]
+    best, reference = _best(alike, DECODED), reference_of(alike)
+    difference = _difference(best, reference)
+    return (
+        f"Under {head}: {best['feature']} against {reference['feature']}, {points(difference.value)} points "
+        f"({difference_words(difference)}): {_judged(difference)}."
+    )
+
+
+def _judged(difference: Interval) -> str:
+    if difference.has_zero:
+        return "no difference shown"
+    return "decoding pays" if difference.low > 0 else "decoding does not pay"
+
+
+def _alike(one: Summary, summaries: Sequence[Summary]) -> list[Summary]:
+    return [s for s in summaries if all(s[name] == one[name] for name in GROUP)]
+
+
+def _compared(summary: Summary, reference: Summary) -> Summary:
+    return summary if summary is reference else {**summary, "difference": _difference(summary, reference)}
 
 
 def _difference(one: Summary, other: Summary) -> Interval:
@@ -103,14 +161,10 @@ def _difference(one: Summary, other: Summary) -> Interval:
 
 
 def _best(summaries: Sequence[Summary], features: Collection[str]) -> Summary:
-    return max((s for s in _main(summaries) if s["feature"] in features), key=lambda s: s["validation"])
+    return max((s for s in summaries if s["feature"] in features), key=lambda s: s["validation"])
 
 
 def _main(summaries: Sequence[Summary]) -> list[Summary]:
-    """Return the rows of the run's own field and all its tokens."""
-    all_tokens = max(s["tokens"] for s in summaries)
-    return [s for s in summaries if s["field"] == "trained" and s["tokens"] == all_tokens]
-
-
-def _by_feature(summaries: Sequence[Summary], key: Any) -> list[Summary]:
-    return sorted(summaries, key=lambda s: (CURVES.index(s["feature"]), key(s)))
+    """Return the rows of the run's own field, all its tokens and all training images."""
+    tokens, train = (max(s[name] for s in summaries) for name in ("tokens", "train"))
+    return [s for s in summaries if (s["field"], s["tokens"], s["train"]) == ("trained", tokens, train)]

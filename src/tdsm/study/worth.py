@@ -1,61 +1,61 @@
 """Is decoding the tokens worth it for classification? `tdsm study worth`.
 
-Every feature gets the same two heads, each as wide as the same number of parameters allows, the same tuning on
-validation and the same seeds; test is read once a row and seed. Differences are paired: both rows see the same test
-images. The same is asked of fewer tokens, and of fields trained for fewer steps.
+Every feature is read in the same ways (`readings`), with the same tuning on validation and the same seeds; test is
+read once a row and seed. Differences are paired: both rows see the same test images. The same is asked, by ridge, of
+fewer training images, of fewer tokens, and of fields trained for fewer steps.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
-from tdsm.base.errors import UsageError
-from tdsm.base.randomness import derive_seed
-from tdsm.classification.config import HeadConfig, ProbeConfig
-from tdsm.classification.heads import make_head
+from tdsm.base.randomness import derive_seed, generator
+from tdsm.base.text import count_of, percent
+from tdsm.classification.config import ProbeConfig
 from tdsm.classification.probe import Samples
 from tdsm.data import Data
 from tdsm.decomposition import check_method
 from tdsm.features.config import MapConfig
 from tdsm.features.extract import FeatureSet, fingerprint_field
+from tdsm.features.store import FeatureRows
 from tdsm.models.field import NeuralField
-from tdsm.models.weights import count_parameters
 from tdsm.pipeline.field import new_field, train_and_keep
 from tdsm.pipeline.run import Run
 from tdsm.study.answers import changed, fit_and_test
-from tdsm.study.config import StudyConfig
+from tdsm.study.config import READINGS, StudyConfig
 from tdsm.study.features import ASKED
 from tdsm.study.keep import SPLITS, keep_answer, subsets
+from tdsm.study.mirror import mirror_errors
 from tdsm.study.table import write_study
 from tdsm.training.reconstruction import measure_psnr
 
 FOLDER = "study-worth"
-CELLS = 4  # the MLP reads maps averaged over CELLS × CELLS regions; tokens and images as they are
-HEADS = ("mlp", "structured")
-WIDTHS = {"flatten": "hidden_dim", "cnn": "width", "transformer": "width"}
-WIDEST = 1024
+CURVE = "ridge"  # reads what is asked of fewer images, tokens or steps
+MIRRORED = 256  # validation images whose maps are compared with those of their mirror images
+FEW = ("solo", "tokens")  # what is asked of fewer tokens or steps
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One question: this feature of this field, from this many tokens, read by this head."""
+    """One question: this feature of this field, of so many tokens and training images, read in this way."""
 
     field: str  # "trained", or "steps-N" for a field trained for N steps
     feature: str  # a name in ASKED
-    head: str  # a name in HEADS
+    reading: str  # a name in READINGS
     tokens: int | None = None  # None: all
+    train: int | None = None  # None: all
 
     @property
     def name(self) -> str:
         """What the entry is called in files."""
-        return "_".join([self.field, self.feature, *([f"first{self.tokens}"] if self.tokens else []), self.head])
+        few = [f"first{self.tokens}"] * bool(self.tokens) + [f"of{self.train}"] * bool(self.train)
+        return "_".join([self.field, self.feature, *few, self.reading])
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,68 +80,41 @@ def answer(run: Run, config: StudyConfig) -> tuple[Path, str]:
 
 def run_study(run: Run, config: StudyConfig) -> dict:
     """Answer every entry for every seed, taking up what an earlier call left; return all that was found."""
-    maps = {asked.feature for asked in ASKED.values() if asked.kind.is_token_map}
-    for method in maps:
+    for method in {method for asked in ASKED.values() for method in asked.kind.methods}:
         check_method(run.field, method)
     folder, rows = run.path / FOLDER, []
     data = subsets(run, config.max_train, config.max_test)
     fields = {"trained": run.field, "untrained": run.untrained}
     fields |= {f"steps-{n}": _shorter(run, n, folder) for n in config.steps}
     study = Study(run, config, data, dict(_feature_sets(run, data, fields, folder, config)))
-    entries = list(_entries(run, config))
+    entries = list(_entries(run, config, len(data.train)))
     for split in SPLITS:
         for name in fields:
             study.features[name, split].extract(sorted({_name(e) for e in entries if _field(e) == name}))
     for number, entry in enumerate(entries, start=1):
-        for seed in range(config.seeds):
-            rows.append(_answer(study, entry, seed))
-        shown = sum(row["accuracy"] for row in rows[-config.seeds :]) / config.seeds
-        run.say(f"{number}/{len(entries)} {entry.name}: test {100 * shown:.1f} %, mean of {config.seeds} seeds")
+        answers = _answers(study, entry)
+        rows += answers
+        shown = fmean(row["accuracy"] for row in answers)
+        run.say(f"{number}/{len(entries)} {entry.name}: test {percent(shown)} %, {count_of(len(answers), 'seed')}")
+    spatial = [name for name, asked in ASKED.items() if asked.is_trained and asked.kind.is_spatial]
+    seen = data.validation.subset(torch.arange(min(MIRRORED, len(data.validation))))
+    mirrored = mirror_errors(run.field, seen, spatial, _maps(data, config))
     psnr = {name: measure_psnr(field, data.validation) for name, field in fields.items() if name != "untrained"}
-    return {"settings": config.model_dump(mode="json"), "rows": rows, "psnr": psnr, "test_images": len(data.test)}
+    facts = {"settings": config.model_dump(mode="json"), "psnr": psnr, "mirrored": mirrored}
+    return facts | {"rows": rows, "test_images": len(data.test), "mirrored_images": len(seen)}
 
 
-def head_of_size(
-    pool: str, maps: int, size: tuple[int, int], classes: int, parameters: int, **options: object
-) -> HeadConfig:
-    """Return the widest head of a kind that has at most this many parameters.
-
-    >>> head_of_size("flatten", 3, (4, 4), 10, parameters=2000).hidden_dim
-    33
-
-    Raises:
-        UsageError: If the narrowest one has more.
-    """
-
-    def make(width: int) -> HeadConfig:
-        return HeadConfig.model_validate({"kind": pool, WIDTHS[pool]: width, **options})
-
-    def count(width: int) -> int:
-        with torch.device("meta"):
-            head = make(width)
-            return count_parameters(make_head(head, maps, classes, size))
-
-    step = 4 if pool == "transformer" else 1  # its width is shared out among four heads
-    widths = range(step, WIDEST + 1, step)
-    if count(step) > parameters:
-        raise UsageError(
-            f"study: {pool} on {size[0]} × {size[1]} × {maps} features has {count(step)} parameters at its narrowest, "
-            f"more than the {parameters} of --parameters."
-        )
-    low, high = 0, len(widths) - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if count(widths[middle]) <= parameters else (low, middle - 1)
-    return make(widths[low])
-
-
-def _entries(run: Run, config: StudyConfig) -> Iterator[Entry]:
-    for head in HEADS:
-        yield from (Entry("trained", feature, head) for feature in ASKED)
-    for count in (n for n in config.token_counts if n < run.field.config.num_tokens):
-        yield from (Entry("trained", feature, "structured", count) for feature in ("solo", "tokens"))
+def _entries(run: Run, config: StudyConfig, images: int) -> Iterator[Entry]:
+    for reading in config.readings:
+        for feature, asked in ASKED.items():
+            if READINGS[reading].suits(asked.kind):
+                yield Entry("trained", feature, reading)
+    for train in (n for n in config.train_counts if n < images):
+        yield from (Entry("trained", feature, CURVE, train=train) for feature in ASKED)
+    for tokens in (n for n in config.token_counts if n < run.field.config.num_tokens):
+        yield from (Entry("trained", feature, CURVE, tokens) for feature in FEW)
     for steps in config.steps:
-        yield from (Entry(f"steps-{steps}", feature, "structured") for feature in ("solo", "tokens"))
+        yield from (Entry(f"steps-{steps}", feature, CURVE) for feature in FEW)
 
 
 def _field(entry: Entry) -> str:
@@ -162,12 +135,22 @@ def _shorter(run: Run, steps: int, folder: Path) -> NeuralField:
 def _feature_sets(
     run: Run, data: Data, fields: dict[str, NeuralField], folder: Path, config: StudyConfig
 ) -> Iterator[tuple[tuple[str, str], FeatureSet]]:
-    maps = MapConfig(size=config.size or data.test.size, batch_size=32)
+    maps = _maps(data, config)
     for name, field in fields.items():
         field_hash = fingerprint_field(field)
         for split in SPLITS:
             place, images = folder / "features" / name / split, getattr(data, split)
             yield (name, split), FeatureSet(place, field, field_hash, images, maps, say=run.say)
+
+
+def _maps(data: Data, config: StudyConfig) -> MapConfig:
+    return MapConfig(size=config.size or data.test.size, batch_size=32)
+
+
+def _answers(study: Study, entry: Entry) -> list[dict]:
+    """Answer for every seed, once where the reading has none."""
+    seeds = study.config.seeds if READINGS[entry.reading].has_seed else 1
+    return [_answer(study, entry, seed) for seed in range(seeds)]
 
 
 def _answer(study: Study, entry: Entry, seed: int) -> dict:
@@ -178,31 +161,27 @@ def _answer(study: Study, entry: Entry, seed: int) -> dict:
 
 def _origin(study: Study, entry: Entry) -> dict[str, Any]:
     features = {split: sets.made_from(name) for split in SPLITS for sets, name in [study.of(entry, split)]}
-    return {"entry": vars(entry), "features": features, "probe": _probe(study, entry).model_dump(mode="json")} | {
-        "parameters": study.config.parameters
-    }
+    sizes = study.config.model_dump(include={"hidden_dim", "components", "parameters", "dropout"})
+    return {"entry": vars(entry), "features": features, "probe": _probe(study).model_dump(mode="json"), "sizes": sizes}
 
 
-def _probe(study: Study, entry: Entry) -> ProbeConfig:
-    epochs = study.config.epochs if entry.head == "mlp" else study.config.structured_epochs
-    return ProbeConfig(epochs=epochs, learning_rates=study.config.learning_rates)
+def _probe(study: Study) -> ProbeConfig:
+    config = study.config
+    return ProbeConfig(epochs=config.epochs, patience=config.patience, learning_rates=config.learning_rates)
 
 
 def _fit(study: Study, entry: Entry, seed: int) -> tuple[dict, Tensor]:
-    samples, run = {split: _samples(study, entry, split) for split in SPLITS}, study.run
-    if entry.head == "mlp":
-        samples = _standardized(samples)
-    classes, is_sequence = len(run.data.train.classes), ASKED[entry.feature].kind.is_sequence
-    height, width, maps = samples["train"].features.shape[1:]
-    pool = "flatten" if entry.head == "mlp" else "transformer" if is_sequence else "cnn"
-    head = head_of_size(pool, maps, (height, width), classes, study.config.parameters)
+    run, reading, classes = study.run, READINGS[entry.reading], len(study.data.train.classes)
+    samples = reading.prepare({split: _samples(study, entry, split) for split in SPLITS}, study.config)
+    head = reading.head(ASKED[entry.feature].kind, samples["train"], classes, study.config)
     start = derive_seed(run.config.seed, "study", seed)
-    numbers, predicted = fit_and_test(head, samples, classes, _probe(study, entry), start, run.device)
+    numbers, predicted = fit_and_test(head, samples, classes, _probe(study), start, run.device)
     row = {
         "field": entry.field,
         "feature": entry.feature,
-        "head": entry.head,
+        "head": entry.reading,
         "tokens": entry.tokens or run.field.config.num_tokens,
+        "train": len(samples["train"].labels),
         "seed": seed,
     }
     return row | numbers, predicted
@@ -210,29 +189,14 @@ def _fit(study: Study, entry: Entry, seed: int) -> tuple[dict, Tensor]:
 
 def _samples(study: Study, entry: Entry, split: str) -> Samples:
     sets, name = study.of(entry, split)
-    features, kind = sets.rows(name), ASKED[entry.feature].kind
+    features, labels, kind = sets.rows(name), sets.images.labels, ASKED[entry.feature].kind
     if entry.tokens:
         features = changed(features, partial(_first, count=entry.tokens, is_sequence=kind.is_sequence))
-    if entry.head == "mlp" and kind.is_map:
-        features = changed(features, _pool)
-    return Samples(features, sets.images.labels)
-
-
-def _standardized(samples: dict[str, Samples]) -> dict[str, Samples]:
-    """Standardise every single feature by the training samples: maps that differ more in space than between images."""
-    features = samples["train"].features
-    train = features[torch.arange(len(features))]
-    mean, deviation = train.mean(dim=0), train.std(dim=0, correction=0).clamp(min=1e-6)
-    return {
-        split: Samples(changed(part.features, lambda values: (values - mean) / deviation), part.labels)
-        for split, part in samples.items()
-    }
+    if entry.train and split == "train":
+        few = torch.randperm(len(labels), generator=generator(study.run.config.seed, "study", "few"))[: entry.train]
+        features, labels = FeatureRows([features[few]]), labels[few]
+    return Samples(features, labels)
 
 
 def _first(features: Tensor, count: int, is_sequence: bool) -> Tensor:
     return features[:, :count] if is_sequence else features[..., :count]
-
-
-def _pool(features: Tensor) -> Tensor:
-    pooled = F.adaptive_avg_pool2d(rearrange(features, "b h w k -> b k h w"), CELLS)
-    return rearrange(pooled, "b k h w -> b h w k")
