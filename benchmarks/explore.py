@@ -34,12 +34,12 @@ TIMED = """async ([work, count]) => {
     const spent = [];
     for (let at = 0; at < count; at++) {
         const began = performance.now();
-        await eval_of[work](at);
+        await works[work](at);
         spent.push(performance.now() - began);
     }
     return spent;
 }"""
-WORKS = """globalThis.eval_of = {
+WORKS = """globalThis.works = {
     toggle: (at) => toggle(at % about.tokens),
     image: (at) => explorer.choose({ shelf: 0, row: 10 + at }),
 }"""

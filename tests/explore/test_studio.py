@@ -41,6 +41,9 @@ def test_sizes_go_from_the_images_own_to_256_and_keep_their_shape(studio):
 def test_components_of_many_tokens_are_offered_as_large_as_they_can_be_held(monkeypatch, studio):
     monkeypatch.setattr(module, "MOST_VALUES", 5 * 3 * 24 * 32)
     assert studio.sizes[-1] == 24
+    large = random_studio(size=(96, 128), count=1)
+    assert large.sizes == [24]
+    assert large.points(24) == (24, 32)
 
 
 def test_every_method_of_the_field_is_shown_but_the_sampled_one():

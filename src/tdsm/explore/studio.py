@@ -140,11 +140,15 @@ class Studio:
 
     @cached_property
     def sizes(self) -> list[int]:
-        """List the heights that pictures can be decoded at: from the images' own, in steps of about half, to 256."""
+        """List the heights that pictures can be decoded at: from the images' own, in steps of about half, to 256.
+
+        Where that is more than can be held, it is the largest below.
+        """
         own, ratio = self.size[0], self.size[1] / self.size[0]
-        largest = (MOST_VALUES / (self.num_tokens * self.channels * ratio)) ** 0.5
-        sides = sorted({int(own * step * 2**power) for step in (1, 1.5) for power in range(9)})
-        return [side for side in sides if side <= min(LARGEST_SIDE, largest)] or [own]
+        most = min(LARGEST_SIDE, (MOST_VALUES / (self.num_tokens * self.channels * ratio)) ** 0.5)
+        sides = sorted({max(1, int(own * step * 2.0**power)) for step in (1, 1.5) for power in range(-9, 9)})
+        held = [side for side in sides if side <= most]
+        return [side for side in held if side >= own] or held[-1:]
 
     def points(self, side: int) -> tuple[int, int]:
         """Return height and width of a picture of a height that is offered."""

@@ -200,8 +200,8 @@ function label() {
   const { a } = loaded, says = evidenceOf();
   cells.forEach(({ tile, note, swap }, token) => {
     const { share, row, column } = a.shares[token], isOn = Boolean(state.on[token]);
-    const most = largest(drawn(a)[token]);
-    const said = state.sort === "evidence" && says ? signed(says[token]) : state.isOwnScale && state.look !== "picture" ? `±${number(most)}` : percent(share);
+    const isOwn = state.isOwnScale && state.look !== "picture";
+    const said = state.sort === "evidence" && says ? signed(says[token]) : isOwn ? `±${number(largest(drawn(a)[token]))}` : percent(share);
     note.textContent = said;
     const where = `centre row ${Math.round(row)}, column ${Math.round(column)}`;
     const evidence = says ? `, ${signed(says[token])} for ${about.classes[state.name]}` : "";
