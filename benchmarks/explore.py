@@ -73,6 +73,12 @@ def first_view(browser, address):
     return spent, len(sizes), sum(sizes)
 
 
+def settle(page):
+    """Wait until the page asks for nothing any more."""
+    while not page.evaluate("explorer.isQuiet"):
+        page.wait_for_timeout(20)
+
+
 def measure(browser, address, rounds):
     """Return rows of (what, milliseconds)."""
     views = [first_view(browser, address) for _ in range(6)][1:]  # the first starts the browser's processes
@@ -88,14 +94,14 @@ def measure(browser, address, rounds):
     timed("another image, all of it", "image")
     timed("toggle in the page: sum and probabilities", "toggle")
     page.locator("#head").select_option("1")
-    page.wait_for_function("explorer.loaded.a.falls && !document.body.classList.contains('busy')")
+    settle(page)
     timed("toggle, probabilities of a CNN by the server", "toggle")
     page.locator("#head").select_option("0")
     page.locator("input[value=exact]").check()
     timed("toggle by the server: exact removal and probabilities", "toggle")
     page.locator("input[value=sum]").check()
     page.locator("#size").fill("6")
-    page.wait_for_function("explorer.shown.a.shape[0] === 256")
+    settle(page)
     timed("256×256: another image, all of it", "image", 5)
     timed("256×256: toggle in the page", "toggle", rounds // 2)
     page.locator("input[value=exact]").check()

@@ -53,7 +53,7 @@ def test_shares_of_class_scores_go_along(studio):
     assert [head["name"] for head in held["about"]["heads"]] == ["tdsm-avg", "tokens-avg"]
     falls = studio.falls(0, 4, 0)
     torch.testing.assert_close(
-        images[0]["shares-0"].float(), falls.by_token, atol=falls.by_token.abs().max() / 250, rtol=0
+        images[0]["shares-0"].float(), falls.by_token, atol=float(falls.by_token.abs().max()) / 250, rtol=0
     )
     assert held["listing"]["predicted"]["tdsm-avg"] == [studio.shelves[0].predicted["tdsm-avg"][4]]
 

@@ -29,7 +29,7 @@ SUM_TOLERANCE = 1e-3  # of class scores, in float32
 
 Image = Float[Tensor, "1 channels height width"]
 Tokens = Float[Tensor, "1 tokens token_width"]
-Maps = Float[Tensor, "1 height width maps"]
+Maps = Float[Tensor, "1 rows columns maps"]
 
 
 class Falls(NamedTuple):
@@ -100,7 +100,7 @@ class FittedHead:
         height, width = max((part.shape[1:3] for part in parts), key=lambda size: size[0] * size[1])
         return torch.cat([part.expand(1, height, width, -1) for part in parts], dim=-1)
 
-    def places(self, num_tokens: int, channels: int) -> Bool[Tensor, "tokens #height 1 #maps"]:
+    def places(self, num_tokens: int, channels: int) -> Bool[Tensor, "tokens #rows 1 #maps"]:
         """Tell which inputs are a token's, for each token."""
         device = self.classifier.mean.device
         each = torch.arange(num_tokens, device=device)

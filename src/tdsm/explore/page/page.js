@@ -729,5 +729,11 @@ async function start() {
   markChosen();
 }
 
-globalThis.explorer = { state, get about() { return about; }, get loaded() { return loaded; }, get shown() { return shown; }, choose, load };
+globalThis.explorer = {
+  state, choose, load,
+  get about() { return about; },
+  get loaded() { return loaded; },
+  get shown() { return shown; },
+  get isQuiet() { return !source.pending && !document.body.classList.contains("busy"); },
+};
 globalThis.explorer.ready = start().catch((error) => { complain(error); $("title").textContent = "This page could not start"; });

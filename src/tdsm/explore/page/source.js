@@ -33,10 +33,19 @@ class Remembered {
 class ServerSource {
   constructor() {
     this.isLive = true;
+    this.pending = 0; // questions that are not answered yet
     this.views = new Remembered(6);
     this.rest = new Remembered(200);
   }
   async ask(path, options) {
+    this.pending += 1;
+    try {
+      return await this.answer(path, options);
+    } finally {
+      this.pending -= 1;
+    }
+  }
+  async answer(path, options) {
     let response;
     try {
       response = await fetch(path, options);
@@ -75,6 +84,7 @@ class ServerSource {
 class EmbeddedSource {
   constructor(inside) {
     this.isLive = false;
+    this.pending = 0;
     this.inside = inside;
     this.opened = new Remembered(8);
   }
