@@ -16,7 +16,6 @@ from torch import nn
 
 import tdsm
 from tdsm.base.errors import UsageError
-from tdsm.base.settings import Settings
 from tdsm.classification.config import HeadConfig
 from tdsm.classification.heads import Head, make_head
 from tdsm.classification.registry import HEADS
@@ -33,7 +32,7 @@ from tdsm.decomposition.reduce import Reduction, num_maps
 from tdsm.decomposition.strategies import Strategy
 from tdsm.features.config import MapConfig
 from tdsm.features.kinds import make_maps
-from tdsm.study.config import ObjectiveStudyConfig
+from tdsm.study.config import Asked, ObjectiveStudyConfig
 from tdsm.training.config import TrainConfig
 from tdsm.training.objectives import Objective, check_objectives, training_loss
 from tdsm.training.registry import OBJECTIVES
@@ -210,7 +209,7 @@ def test_an_objective():
 # ---------------------------------------------------------------- a study: its settings, its module of the same name
 
 
-class CountConfig(Settings):
+class CountConfig(Asked):
     """How many test images are there?"""
 
     times: int = Field(1, ge=1, description="How often they are counted.")

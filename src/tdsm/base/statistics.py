@@ -125,6 +125,28 @@ def paired_difference(one: Bool[Tensor, "seeds samples"], other: Bool[Tensor, "o
     return Interval(gain.mean().item(), max(-1.0, middle - half), min(1.0, middle + half), name)
 
 
+def paired_mean(one: Float[Tensor, "seeds samples"], other: Float[Tensor, "seeds samples"]) -> Interval:
+    """Bound the mean difference of two measurements of the same samples by the same seeds.
+
+    With d_i the mean over seeds on sample i and d_s that over samples of seed s: d ± t_ν · √V,
+    V = s²(d_i) / n + s²(d_s) / S, ν by Welch's formula. One seed adds no variance.
+
+    >>> import torch
+    >>> found = paired_mean(torch.tensor([[0.3, 0.5, 0.4, 0.6]]), torch.tensor([[0.2, 0.2, 0.3, 0.3]]))
+    >>> [round(number, 3) for number in (found.value, found.low, found.high)], found.method
+    ([0.2, 0.016, 0.384], 'paired over samples')
+
+    Args:
+        one: Of at least two samples.
+        other: The same of the reference, same seeds and samples in the same order.
+    """
+    apart = one.double() - other.double()
+    seeded = [_of_seeds(apart)] if len(apart) > 1 else []
+    variance, freedom = _add([(apart.mean(dim=0).var().item() / apart.shape[1], apart.shape[1] - 1), *seeded])
+    value, half = apart.mean().item(), _student(freedom) * variance**0.5
+    return Interval(value, value - half, value + half, "paired over samples" + " and seeds" * bool(seeded))
+
+
 def mcnemar(one: Bool[Tensor, " samples"], other: Bool[Tensor, " samples"]) -> float:
     """Return the exact two-sided p that two classifiers are right equally often (McNemar 1947).
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from tdsm.classification.config import ProbeConfig
 from tdsm.data.config import AugmentConfig, DataConfig
 from tdsm.features.config import MapConfig
 from tdsm.models.config import FieldConfig

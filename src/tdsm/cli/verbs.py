@@ -21,7 +21,7 @@ from tdsm.cli.presets import PRESETS, digits
 from tdsm.decomposition.registry import DECOMPOSITIONS
 from tdsm.features.config import MapConfig
 from tdsm.pipeline.config import RunConfig
-from tdsm.study.config import QUESTIONS, AnalysisConfig
+from tdsm.study.config import QUESTIONS, AnalysisConfig, Asked
 
 if TYPE_CHECKING:
     from tdsm.pipeline.run import Run
@@ -256,7 +256,7 @@ class Analyse(Stage):
 class Question(Stage):
     """A question asked of a run."""
 
-    settings: Settings
+    settings: Asked
 
     def answer(self, run: "Run") -> tuple[Path, str]:
         """Return the path and the text of the answer's table."""
@@ -264,7 +264,7 @@ class Question(Stage):
         return module.answer(run, self.settings)
 
 
-def _question(name: str, asked: type[Settings]) -> Any:
+def _question(name: str, asked: type[Asked]) -> Any:
     """Make the subcommand of a question from how it is asked."""
     settings: Any = Annotated[asked, tyro.conf.arg(name="")], Field(asked(), description="How it is asked.")
     model = create_model(name, __base__=Question, __doc__=asked.__doc__, settings=settings)
@@ -279,7 +279,8 @@ class Study(Verb):
     def execute(self) -> None:
         """Ask, and print where the answer is."""
         with self.question.taken_up() as run:
-            run.data.require_labels("study")
+            if self.question.settings.needs_labels:
+                run.data.require_labels("study")
             path, words = self.question.answer(run)
             say(words)
             print(path)

@@ -303,6 +303,45 @@ def token_counts(rows: Sequence[Row], reference: Row) -> Figure:
     return figure
 
 
+@drawing(
+    "How much changes inside a region, against how much changes outside it, when the n tokens chosen for it are taken: "
+    "one line a way of choosing, along n. On the dashed line both change alike; the further above it, the better the "
+    "handle on the region."
+)
+def handles(
+    changes: Mapping[str, Float[np.ndarray, "ways counts 2"]], ways: Sequence[str], counts: Sequence[int]
+) -> Figure:
+    """Draw the change inside against that outside, one panel an edit, one line a way of choosing tokens.
+
+    >>> figure = handles({"dropped": np.full((2, 3, 2), 0.1)}, ["additive", "random"], [1, 2, 4])
+    >>> [axes.get_title() for axes in figure.axes]
+    ['tokens dropped']
+
+    Args:
+        changes: Under the name of each edit the change inside and outside, for every way and number of tokens.
+        ways: Names.
+        counts: Numbers of tokens, ascending.
+    """
+    figure = Figure((4.4 * len(changes) + 0.4, 4.9), layout="constrained")
+    panels = figure.subplots(1, len(changes), squeeze=False)[0]
+    for axes, (edit, values) in zip(panels, changes.items(), strict=True):
+        end = 1.08 * float(finite("changes", values).max())
+        axes.plot([0, end], [0, end], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+        for number, (way, line) in enumerate(zip(ways, values, strict=True)):
+            look = _look(number) | {"marker": MARKERS[number % len(MARKERS)]}
+            axes.plot(line[:, 1], line[:, 0], label=way, linewidth=1.4, markersize=4, **look)
+        axes.set(xlim=(0, end), ylim=(0, end), xlabel="change outside the region", ylabel="change inside the region")
+        axes.set_title(f"tokens {edit}")
+        axes.set_aspect("equal")
+        axes.grid()
+    along = ", ".join(map(str, counts))
+    keys, names = panels[0].get_legend_handles_labels()
+    figure.legend(
+        keys, names, loc="outside upper left", ncols=4, title=f"chosen by, along n = {along}", alignment="left"
+    )
+    return figure
+
+
 def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.3g} s"

@@ -15,7 +15,7 @@ from tdsm.pipeline import link
 from tdsm.pipeline.run import Run
 
 FOLDER, FACTS = "findings", "facts.json"
-NAMES = ("analysis", "regimes", "study-worth", "study-tokens", "study-objectives")
+NAMES = ("analysis", "regimes", "study-worth", "study-tokens", "study-objectives", "study-regions")
 
 
 def write_findings(run: Run, name: str, tables: Sequence[Table], facts: dict[str, Any]) -> tuple[Path, str]:

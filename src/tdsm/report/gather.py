@@ -165,6 +165,10 @@ def _found(run: Run, found: dict[str, dict[str, Any]]) -> Drawn:
     if "study-tokens" in found:
         *rows, everything = found["study-tokens"]["rows"]
         drawn["token-counts"] = _with_caption(charts.token_counts, rows, everything)
+    if "study-regions" in found:
+        facts = found["study-regions"]
+        changes = {edit: np.array(values) for edit, values in facts["changes"].items()}
+        drawn["handles"] = _with_caption(charts.handles, changes, list(facts["ways"]), facts["counts"])
     return drawn
 
 

@@ -1,6 +1,6 @@
 """How the studies ask."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -24,7 +24,13 @@ READINGS: "Registry[Reading]" = Registry(
 )
 
 
-class StudyConfig(Settings):
+class Asked(Settings):
+    """How a question is asked, and what it needs of the run."""
+
+    needs_labels: ClassVar[bool] = True
+
+
+class StudyConfig(Asked):
     """Does decoding the tokens pay for classification? Equal budget and tuning for every feature, paired intervals."""
 
     readings: tuple[Annotated[str, Choice(READINGS)], ...] = Field(
@@ -54,7 +60,7 @@ class StudyConfig(Settings):
     )
 
 
-class ObjectiveStudyConfig(Settings):
+class ObjectiveStudyConfig(Asked):
     """What does the training objective make of the tokens? One field an objective, all else equal."""
 
     objectives: tuple[Annotated[str, Choice(OBJECTIVES)], ...] = Field(
@@ -73,7 +79,7 @@ class ObjectiveStudyConfig(Settings):
     max_test: int | None = Field(None, ge=2, description="Test images of the probe, a random subset; all if not set.")
 
 
-class TokenStudyConfig(Settings):
+class TokenStudyConfig(Asked):
     """Which tokens are worth keeping? The same head and tuning for every way of choosing them."""
 
     counts: tuple[int, ...] = Field(
@@ -87,14 +93,28 @@ class TokenStudyConfig(Settings):
     )
 
 
+class RegionStudyConfig(Asked):
+    """By what does one take hold of a region? Tokens chosen in every way are edited; change inside and outside."""
+
+    needs_labels: ClassVar[bool] = False
+
+    images: int = Field(64, ge=2, description="Test images asked about, a random draw.")
+    grid: tuple[Positive, Positive] = Field((2, 2), description="Rows and columns of fields, each of them a region.")
+    counts: tuple[int, ...] = Field(
+        (), description="Numbers of tokens edited; 1, 2, 4 and so on to half of them if not set."
+    )
+    draws: Positive = Field(3, description="Random choices averaged.")
+
+
 class AnalysisConfig(Settings):
     """What is measured of every decomposition."""
 
     images: int = Field(256, ge=2, description="Test images measured, drawn in proportion from every class.")
 
 
-QUESTIONS: dict[str, type[Settings]] = {  # each is answered by `answer` of the module of its name
+QUESTIONS: dict[str, type[Asked]] = {  # each is answered by `answer` of the module of its name
     "worth": StudyConfig,
     "objectives": ObjectiveStudyConfig,
     "tokens": TokenStudyConfig,
+    "regions": RegionStudyConfig,
 }
