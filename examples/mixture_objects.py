@@ -42,7 +42,7 @@ training = TrainConfig(
 )
 
 data = load_data(DataConfig(source="toy"), seed=0)
-images, masks = data.test.floats(), toy_scenes("test").masks[data.test.ids]
+images, masks = data.test.floats(range(len(data.test))), toy_scenes("test").masks[data.test.ids]
 size = tuple(images.shape[2:])
 
 

@@ -34,6 +34,10 @@ def assert_sound(data):
     assert len({(part.channels, part.size) for part in sets}) == 1
 
 
+def all_floats(images):
+    return images.floats(range(len(images)))
+
+
 def levels(images):
     """Return the level each plain picture was made of."""
     return images.images[:, 0, 0, 0].tolist()

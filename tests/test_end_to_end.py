@@ -9,6 +9,7 @@ from tdsm.base import io
 from tdsm.data import load_data
 from tdsm.features.store import read_shards
 from tests import tinyrun
+from tests.samples import all_floats
 from tests.tinyrun import RESULTS, colour_arrays, content, demo, digits, tiny, write_yaml
 
 
@@ -134,7 +135,7 @@ def test_colour_and_sides_that_differ_and_every_option(tmp_path, capsys):
         assert tensors["pixels"].shape[1:] == (12, 10, 3)
     data = load_data(tiny(data={"source": str(source)}).data, 0)
     for split in ("validation", "test"):
-        assert torch.equal(features[split]["pixels"], getattr(data, split).floats().movedim(1, -1))
+        assert torch.equal(features[split]["pixels"], all_floats(getattr(data, split)).movedim(1, -1))
     assert table(path).keys() == set(COLOUR_ROWS)
     correct, total, *_ = table(path)["pixels-linear"]
     assert correct / total > 0.9  # the classes differ in colour

@@ -11,7 +11,7 @@ from PIL import Image, ImageFile
 
 from tdsm.base.errors import DataError
 from tdsm.data import decode_image
-from tdsm.data.decode import MAX_PIXELS, decode, decode_many
+from tdsm.data.decode import MAX_PIXELS, decode, decode_batch, settle
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
 GREY = RGB[..., 0]
@@ -314,6 +314,11 @@ def test_resizing_scales_the_shorter_side_and_keeps_the_centre():
     assert torch.equal(decode_image(image[:20, :20], size=20), decode_image(image[:20, :20]))
 
 
+def decode_many(named, channels, size, *, skip_bad=False):
+    batch = decode_batch(named, channels, size)
+    return batch._replace(said=settle([batch.said], skip_bad=skip_bad))
+
+
 def test_all_bad_images_are_listed_at_once():
     named = [(f"{i}.png", b"no picture") for i in range(25)] + [("good.png", file(GREY)), ("bad\nname.png", b"")]
     with pytest.raises(DataError, match="26 images cannot be used") as caught:
@@ -335,14 +340,14 @@ def test_mixed_sizes_are_refused_unless_resized():
         decode_many(named, "auto", None)
     batch = decode_many(named, "auto", 4)
     assert batch.pixels.shape == (3, 1, 4, 4)
-    assert batch.facts["resized"] == 3
+    assert batch.said.facts["resized"] == 3
 
 
 def test_grey_among_colour_is_repeated_and_counted():
     batch = decode_many([("a", GREY), ("b", RGB)], "auto", None)
     assert batch.pixels.shape == (2, 3, 6, 5)
     assert (batch.pixels[0] == GREY).all()
-    assert batch.facts["repeated"] == 1
+    assert batch.said.facts["repeated"] == 1
 
 
 def test_bad_images_are_left_out_and_listed_if_asked():
@@ -350,7 +355,7 @@ def test_bad_images_are_left_out_and_listed_if_asked():
     batch = decode_many(named, "auto", None, skip_bad=True)
     assert batch.read.tolist() == [0, 2]
     assert (batch.pixels[1, 0] == GREY // 2).all()
-    assert [name for name, _ in batch.bad] == ["b", "d"]
-    assert batch.bad[0] == ("b", "is empty (0 bytes)")
+    assert [name for name, _ in batch.said.bad] == ["b", "d"]
+    assert batch.said.bad[0] == ("b", "is empty (0 bytes)")
     with pytest.raises(DataError, match="2 images cannot be used"):
         decode_many(named[1::2], "auto", None, skip_bad=True)

@@ -3,6 +3,7 @@ import dataclasses
 import jaxtyping
 import pytest
 import torch
+from tests.samples import all_floats
 
 from tdsm.base.errors import UsageError
 from tdsm.data import ImageSet
@@ -38,11 +39,11 @@ def test_subset_keeps_images_labels_and_ids_together():
 
 def test_floats_run_from_minus_one_to_one():
     images = torch.tensor([0, 127, 128, 255], dtype=torch.uint8).view(4, 1, 1, 1)
-    floats = make(4, images=images).floats()
+    floats = all_floats(make(4, images=images))
     assert floats.dtype == torch.float32
     assert floats.flatten()[[0, 3]].tolist() == [-1.0, 1.0]
     assert floats.flatten()[1:3].tolist() == pytest.approx([-1 / 255, 1 / 255], abs=1e-6)
-    assert torch.equal(make().floats([2, 0]), make().floats()[[2, 0]])
+    assert torch.equal(make().floats([2, 0]), all_floats(make())[[2, 0]])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_hashes_are_computed_once_and_indexed_by_subsets(monkeypatch):
     whole = make()
     lone = whole.subset([4, 1]).hashes
     hashes = whole.hashes
-    monkeypatch.setattr("tdsm.data.imageset._digest", None)
+    monkeypatch.setattr("tdsm.data.imageset.image_hashes", None)
     assert whole.hashes is hashes
     assert torch.equal(whole.subset([4, 1]).hashes, lone)
     assert whole.subset([4, 1]).subset([0]).fingerprint() == whole.subset([4]).fingerprint()

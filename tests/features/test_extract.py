@@ -14,6 +14,7 @@ from tdsm.features.config import MapConfig
 from tdsm.features.extract import FeatureSet, compute_features, fingerprint_field
 from tdsm.features.kinds import FEATURES
 from tests.conftest import small_field
+from tests.samples import all_floats
 from tests.tinyrun import content
 
 CONFIG = MapConfig(batch_size=3)
@@ -92,8 +93,8 @@ def test_every_kind_is_computed_and_says_what_it_is(field, images):
 
 def test_the_store_holds_every_image_in_order(field, images, tmp_path):
     features = features_of(field, images, tmp_path)
-    assert torch.equal(features.rows("pixels")[EVERYTHING], images.floats().movedim(1, -1))
-    direct = compute_features(field, images.floats(), NAMES, CONFIG)
+    assert torch.equal(features.rows("pixels")[EVERYTHING], all_floats(images).movedim(1, -1))
+    direct = compute_features(field, all_floats(images), NAMES, CONFIG)
     for name in NAMES:
         torch.testing.assert_close(features.rows(name)[EVERYTHING], direct[name].float(), rtol=2e-3, atol=2e-3)
 

@@ -20,6 +20,7 @@ from tdsm.pipeline.rows import fit_rows, read_predictions, score_rows, scored_ro
 from tdsm.pipeline.run import Run, chosen_rows
 from tdsm.pipeline.stages import take_up
 from tests import tinyrun
+from tests.samples import all_floats
 from tests.tinyrun import content, demo, digits, tdsm, tiny, write_yaml
 
 
@@ -71,7 +72,7 @@ def test_views_are_added_to_the_training_samples_alone(fresh):
     for split in ("train", "validation", "test"):
         part = fresh.samples(plain, split)
         pixels[split], images = part.features[torch.arange(len(part.labels))], getattr(fresh.data, split)
-        assert torch.equal(pixels[split][: len(images)], images.floats().movedim(1, -1))
+        assert torch.equal(pixels[split][: len(images)], all_floats(images).movedim(1, -1))
         views = 3 if split == "train" else 1
         assert len(part.labels) == len(part.features) == views * len(images)
         assert torch.equal(part.labels, images.labels.repeat(views))
@@ -80,9 +81,9 @@ def test_views_are_added_to_the_training_samples_alone(fresh):
     images = fresh.data.train
     for view in (1, 2):
         change = fresh.config.probe.augment
-        expected = augment(images.floats(), images.ids, change, seed=0, epoch=view).movedim(1, -1)
+        expected = augment(all_floats(images), images.ids, change, seed=0, epoch=view).movedim(1, -1)
         torch.testing.assert_close(pixels["train"][view * 108 : (view + 1) * 108], expected)
-        assert not torch.equal(expected, images.floats().movedim(1, -1))
+        assert not torch.equal(expected, all_floats(images).movedim(1, -1))
 
 
 def test_heads_may_see_fewer_images_than_the_field(fresh):

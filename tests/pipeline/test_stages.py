@@ -15,6 +15,7 @@ from tdsm.pipeline.field import initial_field
 from tdsm.pipeline.plan import plan
 from tdsm.report.gather import write_page
 from tdsm.training.reconstruction import reconstruction_quality
+from tests.samples import all_floats
 from tests.tinyrun import content, demo, digits, tiny, trained
 
 
@@ -59,8 +60,8 @@ def test_a_report_comes_after_the_evaluation(tmp_path):
 def test_quality_is_measured_on_the_test_images_once(tmp_path, monkeypatch):
     run = stages.take_up(demo(tmp_path / "run"), silent)
     kept = json.loads((run.path / "quality" / "quality.json").read_text())
-    measured, mean = reconstruction_quality(run.field, run.data.test), mean_image([run.data.train.floats()])
-    assert kept == measured | field_sanity(measured["psnr"], [run.data.test.floats()], mean)
+    measured, mean = reconstruction_quality(run.field, run.data.test), mean_image([all_floats(run.data.train)])
+    assert kept == measured | field_sanity(measured["psnr"], [all_floats(run.data.test)], mean)
     assert "almost nothing" in kept["sanity"]  # after 8 steps
     monkeypatch.setattr(quality, "reconstruction_quality", None)
     text = stages.evaluate(run)

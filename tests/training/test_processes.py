@@ -171,6 +171,7 @@ from tdsm.models.field import NeuralField
 from tdsm.training import processes
 from tdsm.training.engine import train
 from tdsm.training.reconstruction import measure_psnr, train_field
+from tests.samples import all_floats
 from tests.tinyrun import digits, tiny
 histories = []
 def kept(*arguments, **options):
@@ -179,7 +180,7 @@ def kept(*arguments, **options):
 probe.train_task = gates.train_task = regimes.train = kept
 data, folder = digits(), Path(sys.argv[-1])
 samples = {
-    name: probe.Samples(FeatureRows([images.floats().movedim(1, -1).repeat(1, 1, 1, 4)]), images.labels)
+    name: probe.Samples(FeatureRows([all_floats(images).movedim(1, -1).repeat(1, 1, 1, 4)]), images.labels)
     for name, images in (("train", data.train), ("validation", data.validation), ("test", data.test))
 }
 with processes.joined():

@@ -33,6 +33,7 @@ from tdsm.training.reconstruction import (
     train_field,
     validation_images,
 )
+from tests.samples import all_floats
 from tests.tinyrun import content, digits, tdsm, tiny, write_yaml
 
 WHOLE_HISTORY = ("step", "loss", "psnr", "learning_rate")  # seconds differ
@@ -177,7 +178,7 @@ def test_training_sees_no_validation_or_test_image(tmp_path, monkeypatch):
     empty = data.test.subset([])
     config = tiny(train__steps=2).train
     train_field(initial_field(tiny(), 1), Data(data.train, data.validation, empty, "", ()), config, 0, tmp_path)
-    known = {image.numpy().tobytes() for image in data.train.floats()}
+    known = {image.numpy().tobytes() for image in all_floats(data.train)}
     assert len(torch.cat(seen)) == 32
     assert {image.numpy().tobytes() for image in torch.cat(seen)} <= known
 
@@ -437,9 +438,9 @@ def test_the_images_measured_are_of_every_class():
 
 def test_quality_is_the_mean_over_images_of_each_images_psnr():
     field, images = initial_field(tiny(), 1).eval(), digits().test
-    shown = images.floats().movedim(1, -1)
+    shown = all_floats(images).movedim(1, -1)
     with torch.no_grad():
-        ratios = psnr(shown, field.decode(field.encode(images.floats()), size=(8, 8)))
+        ratios = psnr(shown, field.decode(field.encode(all_floats(images)), size=(8, 8)))
     torch.testing.assert_close(image_psnr(field, images, batch_size=7), ratios, rtol=1e-4, atol=1e-4)
     assert measure_psnr(field, images) == pytest.approx(ratios.mean().item(), abs=1e-4)
     quality = reconstruction_quality(field, images)

@@ -1,7 +1,6 @@
 """Train a classification head on frozen, stored features, and choose it on validation."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -102,11 +101,12 @@ def fit_seeds(
 
 def fit_knn(train: Samples, validation: Samples, num_classes: int, config: ProbeConfig) -> Choice:
     """Choose the number of neighbours on validation, with the training samples as references; they are sought once."""
-    cosines, found = neighbours_of(validation.features, train, max(config.neighbours))
-    accuracies = {}
-    for k in config.neighbours:
-        predicted = votes(cosines[:, :k], found[:, :k], num_classes, config.temperature).argmax(dim=1)
-        accuracies[k] = (predicted == validation.labels).double().mean().item()
+    right = dict.fromkeys(config.neighbours, 0)
+    for part, cosines, found in neighbours_of(validation.features, train, max(config.neighbours)):
+        for k in right:
+            predicted = votes(cosines[:, :k], found[:, :k], num_classes, config.temperature).argmax(dim=1)
+            right[k] += int((predicted == validation.labels[part]).sum())
+    accuracies = {k: count / len(validation.labels) for k, count in right.items()}
     k = max(accuracies, key=lambda key: (accuracies[key], -key))
     return Choice(accuracies[k], {"neighbours": k, "temperature": config.temperature}, None)
 
@@ -135,15 +135,16 @@ def predict_knn(
     features: FeatureRows, train: Samples, num_classes: int, neighbours: int, temperature: float
 ) -> Int[Tensor, " samples"]:
     """Return the class of each sample by the vote of training samples."""
-    return votes(*neighbours_of(features, train, neighbours), num_classes, temperature).argmax(dim=1)
+    found = neighbours_of(features, train, neighbours)
+    return torch.cat([votes(*block, num_classes, temperature).argmax(dim=1) for _, *block in found])
 
 
 def neighbours_of(
     features: FeatureRows, train: Samples, neighbours: int
-) -> tuple[Float[Tensor, "samples neighbours"], Int[Tensor, "samples neighbours"]]:
-    """Find cosines and labels of each sample's nearest training samples, both standardised channel by channel.
+) -> Iterator[tuple[Int[Tensor, " block"], Float[Tensor, "block neighbours"], Int[Tensor, "block neighbours"]]]:
+    """Find which samples these are, with cosines and labels of each one's nearest training samples, block by block.
 
-    Samples and references are read in blocks: memory does not grow with their number.
+    Both are standardised channel by channel. Memory does not grow with the number of samples or references.
     """
     mean, deviation = channel_statistics(train)
     scale = torch.where(deviation > 1e-6, deviation, 1.0)
@@ -154,18 +155,29 @@ def neighbours_of(
     def references() -> Iterator[Block]:
         return ((vectors(train.features, p), train.labels[p]) for p in torch.arange(len(train.features)).split(READ))
 
-    parts = torch.arange(len(features)).split(READ)
-    found = [nearest(vectors(features, part), references(), neighbours) for part in parts]
-    return torch.cat([cosines for cosines, _ in found]), torch.cat([labels for _, labels in found])
+    for part in torch.arange(len(features)).split(READ):
+        yield part, *nearest(vectors(features, part), references(), neighbours)
 
 
 def channel_statistics(samples: Samples) -> tuple[Float[Tensor, " maps"], Float[Tensor, " maps"]]:
     """Return mean and standard deviation of each channel over samples and space, summed in float64."""
-    total = square = torch.zeros(samples.features.shape[-1], dtype=torch.float64)
-    count = math.prod(samples.features.shape[:-1])
-    for part in torch.arange(len(samples.features)).split(READ):
-        values = samples.features[part].flatten(0, -2).double()
-        total, square = total + values.sum(dim=0), square + values.square().sum(dim=0)
+    return _statistics(samples.features, lambda values: values.flatten(0, -2))
+
+
+def feature_statistics(
+    samples: Samples,
+) -> tuple[Float[Tensor, "height width maps"], Float[Tensor, "height width maps"]]:
+    """Return mean and standard deviation of every single feature over samples, summed in float64."""
+    return _statistics(samples.features, lambda values: values)
+
+
+def _statistics(features: FeatureRows, as_rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation over the rows that blocks of features are turned into."""
+    total = square = torch.zeros((), dtype=torch.float64)
+    count = 0
+    for part in torch.arange(len(features)).split(READ):
+        values = as_rows(features[part]).double()
+        total, square, count = total + values.sum(dim=0), square + values.square().sum(dim=0), count + len(values)
     mean = total / count
     return mean.float(), (square / count - mean.square()).clamp(min=0).sqrt().float()
 

@@ -42,11 +42,11 @@ def load_npz(where: str, config: DataConfig) -> Source:
     images, labels = {}, {}
     for split in splits:
         name, label = parts[split, "images"], parts.get((split, "labels"))
-        images[split or "train"] = pixels = _levels(arrays[name], f"{where}: {name}")
+        images[split or "train"] = pixels = _checked(arrays[name], f"{where}: {name}")
         labels[split or "train"] = (
             _labels(arrays[label], len(pixels), f"{where}: {label}") if label else unlabelled(len(pixels))
         )
-    return array_source(images, labels)
+    return array_source(images, labels, [Path(where)])
 
 
 def _meaning(name: str) -> tuple[str, str] | None:
@@ -75,7 +75,7 @@ def _labels(labels: np.ndarray, count: int, name: str) -> np.ndarray:
     return labels
 
 
-def _levels(images: np.ndarray, name: str) -> np.ndarray:
+def _checked(images: np.ndarray, name: str) -> np.ndarray:
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)) or 0 in images.shape[1:]:
         raise DataError(
             f"{name} have shape {images.shape}, expected (samples, height, width) or (samples, height, width, 1 or 3)."
@@ -83,7 +83,6 @@ def _levels(images: np.ndarray, name: str) -> np.ndarray:
     if images.dtype.kind == "f":
         if images.size and not (images.min() >= 0 and images.max() <= 1):
             raise DataError(f"{name} run from {images.min()} to {images.max()}, expected floats within 0..1 or uint8.")
-        images = np.rint(images.astype(np.float32) * 255).astype(np.uint8)
-    if images.dtype != np.uint8:
+    elif images.dtype != np.uint8:
         raise DataError(f"{name} are {images.dtype}, expected uint8 (0..255) or floats within 0..1. Convert them.")
     return images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images

@@ -65,6 +65,15 @@ class DataConfig(Settings):
     drop_duplicates: bool = Field(
         False, description="Leave out of train what is in validation or test too, and of validation what is in test."
     )
+    memory_limit: int = Field(
+        256,
+        ge=0,
+        description="Keep decoded images in memory up to this many MiB; beyond, they are decoded once into "
+        "the cache and read from there.",
+    )
+    cache: str | None = Field(
+        None, description="Folder of decoded images, shared between runs; not set: tdsm/images in the user's cache."
+    )
 
 
 class AugmentConfig(Settings):

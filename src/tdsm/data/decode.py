@@ -9,7 +9,7 @@ import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,42 +87,78 @@ def decode_image(
         ) from None
 
 
+class Said(NamedTuple):
+    """What decoding some images said: counted facts, (name, reason) of the bad ones, how many of each size.
+
+    `sizes` holds count and first name for each (height, width). Of the `read` images, `grey` have one channel.
+    """
+
+    read: int
+    grey: int
+    facts: Counter[str]
+    bad: list[tuple[str, str]]
+    sizes: dict[tuple[int, int], tuple[int, str]]
+
+
 class Batch(NamedTuple):
-    """Pixels (samples, channels, height, width), positions of those that were read, counted facts, (name, reason)."""
+    """Pixels (samples, channels, height, width), positions of those that were read, and what else was said.
+
+    Where images differ in size, only those of the first size are there.
+    """
 
     pixels: np.ndarray
     read: np.ndarray
-    facts: Counter[str]
-    bad: list[tuple[str, str]]
+    said: Said
 
 
-def decode_many(
-    named: Iterable[tuple[str, Encoded]], channels: Channels, size: int | None, *, skip_bad: bool = False
-) -> Batch:
-    """Decode all images. All that cannot be are listed together in one error, or left out and returned as a list."""
+def decode_batch(named: Iterable[tuple[str, Encoded]], channels: Channels, size: int | None) -> Batch:
+    """Decode images, grey ones repeated to three channels where others have three; refuse nothing yet."""
     pixels: list[np.ndarray] = []
     read: list[int] = []
     facts: Counter[str] = Counter()
     bad: list[tuple[str, str]] = []
-    sizes: dict[tuple[int, ...], list[str]] = {}
+    sizes: dict[tuple[int, int], tuple[int, str]] = {}
     for position, (name, source) in enumerate(named):
         try:
             image = decode(source, channels, size)
         except Refused as reason:
             bad.append((name, str(reason)))
             continue
-        sizes.setdefault(image.pixels.shape[1:], []).append(name)
+        _, height, width = image.pixels.shape
+        count, first = sizes.get((height, width), (0, name))
+        sizes[height, width] = count + 1, first
         if len(sizes) == 1:
             pixels.append(image.pixels)
             read.append(position)
         facts.update(image.facts)
-    if not skip_bad or not pixels:
+    grey, depth = sum(len(image) == 1 for image in pixels), max(map(len, pixels), default=1)
+    stacked = np.zeros((len(pixels), depth, *next(iter(sizes), (0, 0))), np.uint8)
+    for place, image in zip(stacked, pixels, strict=True):
+        place[:] = image
+    return Batch(stacked, np.array(read, dtype=np.int64), Said(len(read), grey, facts, bad, sizes))
+
+
+def settle(parts: Iterable[Said], *, skip_bad: bool = False) -> Said:
+    """Join what was said of all images, and refuse those that cannot be used together.
+
+    Raises:
+        DataError: If images are bad, all of which are listed, unless they are to be skipped and some are left; or if
+            the others differ in size.
+    """
+    read, grey, facts, sizes = 0, 0, Counter[str](), dict[tuple[int, int], tuple[int, str]]()
+    bad: list[tuple[str, str]] = []
+    for said in parts:
+        read, grey = read + said.read, grey + said.grey
+        facts.update(said.facts)
+        bad += said.bad
+        for shape, (count, first) in said.sizes.items():
+            before, name = sizes.get(shape, (0, first))
+            sizes[shape] = before + count, name
+    if not skip_bad or not read:
         refuse_bad(bad)
     _refuse_mixed_sizes(sizes)
-    depth = max(len(image) for image in pixels)
-    facts["repeated"] += sum(len(image) < depth for image in pixels)
-    stacked = np.stack([np.broadcast_to(image, (depth, *image.shape[1:])) for image in pixels])
-    return Batch(stacked, np.array(read), facts, bad)
+    facts["repeated"] += grey if grey < read else 0
+    return Said(read, grey, facts, bad, sizes)
 
 
 def refuse_bad(bad: list[tuple[str, str]]) -> None:
@@ -138,11 +174,11 @@ def printable(name: str) -> str:
     return name if name.isprintable() else ascii(name)
 
 
-def _refuse_mixed_sizes(sizes: dict[tuple[int, ...], list[str]]) -> None:
+def _refuse_mixed_sizes(sizes: Mapping[tuple[int, int], tuple[int, str]]) -> None:
     if len(sizes) > 1:
         seen = ", ".join(
-            f"{height}×{width} ({len(names)}, such as {printable(names[0])})"
-            for (height, width), names in list(sizes.items())[:5]
+            f"{height}×{width} ({count}, such as {printable(name)})"
+            for (height, width), (count, name) in list(sizes.items())[:5]
         )
         raise MixedSizesError(
             f"Images differ in size (height×width): {len(sizes)} sizes, among them {seen}. "

@@ -1,6 +1,7 @@
 """A folder of image files: splits of classes, classes of splits, classes, or images without labels."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,8 @@ def load_folder(where: str, config: DataConfig) -> Source:
     values = {split: _labels(images) for split, images in splits.items()}
     classes, labels = encode_labels(values)
     fetch = {split: _fetch([image.path for image in images], root) for split, images in splits.items()}
-    return Source(classes, labels, fetch, (*found.notes(), *notes), tuple(found.refused))
+    files = partial(_files, root, splits)
+    return Source(classes, labels, fetch, (*found.notes(), *notes), tuple(found.refused), made_of=files)
 
 
 def arrange(found: Found, root: Path) -> tuple[dict[str, list[Image]], tuple[str, ...]]:
@@ -169,6 +171,10 @@ def _labels(images: list[Image]) -> np.ndarray:
     if images and images[0].label is None:
         return unlabelled(len(images))
     return np.array([image.label for image in images], dtype=str)
+
+
+def _files(root: Path, splits: Mapping[str, list[Image]]) -> Iterator[Path]:
+    return (root / image.path for images in splits.values() for image in images)
 
 
 def _fetch(paths: list[str], root: Path) -> Fetch:

@@ -47,7 +47,7 @@ def load_idx(where: str, config: DataConfig) -> Source:
     for split, array in images.items():
         if len(array) != len(labels[split]):
             raise DataError(f"{root}: {len(array)} images but {len(labels[split])} labels in {split}.")
-    return array_source(images, labels)
+    return array_source(images, labels, [file for files in parts.values() for file in files.values()])
 
 
 def _add(files: dict[str, Path], split: str, file: Path) -> None:
@@ -57,7 +57,9 @@ def _add(files: dict[str, Path], split: str, file: Path) -> None:
 
 
 def read_idx(path: Path, dims: int) -> np.ndarray:
-    """Read one file of unsigned bytes; its size is checked against its header before anything is allocated.
+    """Read one file of unsigned bytes, or map it where it is not packed.
+
+    Its size is checked against its header before anything is allocated.
 
     Raises:
         DataError: If it cannot be read, or is not what its header says.
@@ -70,6 +72,8 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
                 raise DataError(f"{path}: starts with {header[:4].hex()}, expected 000008{dims:02x} (unsigned bytes).")
             shape = struct.unpack(f">{dims}I", header[4:])
             _refuse_impossible(path, shape, is_packed)
+            if not is_packed and os.path.getsize(path) == file.tell() + prod(shape) > file.tell():
+                return np.asarray(np.memmap(path, np.uint8, "r", file.tell(), shape))
             data = file.read(prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}). Copy it again.") from error

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from tdsm.base.errors import DataError, UsageError
+from tdsm.data.hashes import image_hashes
+from tdsm.data.mapped import MappedImages
 
 HASHED_AT_ONCE = 256  # images
 
@@ -20,9 +21,9 @@ HASHED_AT_ONCE = 256  # images
 class ImageSet:
     """Hold images, labels and stable sample ids.
 
-    Pixels are reached by position, through `bytes` and `floats`. `ids` count the samples of a source split in the
-    source's own order. Sets carved from one source split share that count, so an id says which picture it is,
-    whatever was drawn or left out. A set without labels has no classes and labels of -1.
+    Pixels lie in memory or in files, and are reached by position, through `bytes` and `floats`. `ids` count the samples
+    of a source split in the source's own order. Sets carved from one source split share that count, so an id says
+    which picture it is, whatever was drawn or left out. A set without labels has no classes and labels of -1.
 
     >>> images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
     >>> pets = ImageSet(images, torch.tensor([0, 1, 1]), torch.tensor([4, 7, 9]), ("cat", "dog"))
@@ -33,20 +34,20 @@ class ImageSet:
         UsageError: If shapes or dtypes do not fit, labels have no class, or ids repeat.
     """
 
-    images: UInt8[Tensor, "samples channels height width"]
+    images: UInt8[Tensor, "samples channels height width"] | MappedImages
     labels: Int64[Tensor, "samples"]
     ids: Int64[Tensor, "samples"]
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
         """Refuse parts that do not belong together."""
-        if self.images.ndim != 4 or self.images.dtype != torch.uint8:
+        if isinstance(self.images, Tensor) and (self.images.ndim != 4 or self.images.dtype != torch.uint8):
             raise UsageError(
                 f"ImageSet: images are {self.images.dtype} of shape {tuple(self.images.shape)}, "
                 "expected torch.uint8 of shape (samples, channels, height, width)."
             )
         for name, values in (("labels", self.labels), ("ids", self.ids)):
-            if values.shape != self.images.shape[:1] or values.dtype != torch.int64:
+            if values.shape != (len(self.images),) or values.dtype != torch.int64:
                 raise UsageError(
                     f"ImageSet: {name} are {values.dtype} of shape {tuple(values.shape)}, "
                     f"expected torch.int64 of shape ({len(self.images)},), one for each image."
@@ -85,12 +86,12 @@ class ImageSet:
     def hashes(self) -> Int64[Tensor, "samples"]:
         """Hash each image's size and pixels: equal pictures have equal hashes, others hardly ever (8 bytes).
 
-        They are computed once, in pieces; sets cut from this one take theirs from here.
+        They are computed once, in pieces; sets cut from this one take theirs from here, mapped ones from their files.
         """
-        start = hashlib.blake2b(json.dumps([self.channels, *self.size]).encode(), digest_size=8)
-        pieces = (self.bytes(range(i, min(i + HASHED_AT_ONCE, len(self)))) for i in range(0, len(self), HASHED_AT_ONCE))
-        digests = [_digest(start, image) for piece in pieces for image in piece.cpu().numpy()]
-        return torch.from_numpy(np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64))
+        hashes = torch.empty(len(self), dtype=torch.int64)
+        for part in torch.arange(len(self)).split(HASHED_AT_ONCE):
+            hashes[part] = torch.from_numpy(image_hashes(self.bytes(part).cpu().numpy()))
+        return hashes
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -106,25 +107,28 @@ class ImageSet:
     def subset(self, indices: Sequence[int] | Tensor) -> "ImageSet":
         """Keep the samples at these positions, in this order. Positions are not ids."""
         rows = self._rows(indices)
-        part = ImageSet(self.bytes(rows), self.labels[rows], self.ids[rows], self.classes)
-        return part._with_hashes(self.hashes[rows]) if "hashes" in vars(self) else part
+        images = self.bytes(rows) if isinstance(self.images, Tensor) else self.images.take(rows)
+        part = ImageSet(images, self.labels[rows], self.ids[rows], self.classes)
+        return part.with_hashes(self.hashes[rows]) if "hashes" in vars(self) else part
 
     def bytes(self, indices: Sequence[int] | Tensor) -> UInt8[Tensor, "n channels height width"]:
         """Return the images at `indices` as they are stored, 0..255."""
-        return self.images[self._rows(indices).to(self.images.device)]
+        rows = self._rows(indices)
+        return self.images[rows.to(self.images.device) if isinstance(self.images, Tensor) else rows]
 
-    def floats(self, indices: Sequence[int] | Tensor | None = None) -> Float[Tensor, "n channels height width"]:
-        """Return images, or those at `indices`, as float32 in [-1, 1]: x / 127.5 − 1."""
-        return (self.images if indices is None else self.bytes(indices)).float() / 127.5 - 1
+    def floats(self, indices: Sequence[int] | Tensor) -> Float[Tensor, "n channels height width"]:
+        """Return the images at `indices` as float32 in [-1, 1]: x / 127.5 − 1."""
+        return self.bytes(indices).float() / 127.5 - 1
 
     def near(self, device: torch.device) -> "ImageSet":
         """Move the images to a GPU if they take a quarter of its free memory at most; labels and ids stay."""
         if device.type != "cuda" or self.images.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
             return self
         moved = ImageSet(self.images.to(device), self.labels, self.ids, self.classes)
-        return moved._with_hashes(self.hashes) if "hashes" in vars(self) else moved
+        return moved.with_hashes(self.hashes) if "hashes" in vars(self) else moved
 
-    def _with_hashes(self, hashes: Tensor) -> "ImageSet":
+    def with_hashes(self, hashes: Int64[Tensor, "samples"]) -> "ImageSet":
+        """Tell these images' hashes, where they are known already; return the same set."""
         vars(self)["hashes"] = hashes
         return self
 
@@ -139,12 +143,6 @@ class ImageSet:
         if not -len(self) <= int(rows.min()) <= int(rows.max()) < len(self):
             raise UsageError(f"ImageSet: indices run to {int(rows.max())}, but there are {len(self)} samples.")
         return rows.long()
-
-
-def _digest(start: "hashlib.blake2b", image: np.ndarray) -> bytes:
-    digest = start.copy()
-    digest.update(np.ascontiguousarray(image).data)
-    return digest.digest()
 
 
 @dataclass(frozen=True, eq=False)

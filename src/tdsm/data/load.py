@@ -2,11 +2,10 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,12 +13,13 @@ from tdsm.base.errors import DataError, UsageError
 from tdsm.base.registry import Registry
 from tdsm.data.arrays import load_npz
 from tdsm.data.config import DataConfig
-from tdsm.data.decode import FACTS, Batch, Encoded, decode_many, printable
+from tdsm.data.decode import FACTS, printable
 from tdsm.data.digits import load_digits
 from tdsm.data.duplicates import treat_duplicates
 from tdsm.data.hub import load_hub
 from tdsm.data.imageset import Data, ImageSet
 from tdsm.data.layout import FOLDERS, layout
+from tdsm.data.pixels import Progress, decode_rows
 from tdsm.data.saved import read_dataset
 from tdsm.data.source import Source
 from tdsm.data.splits import Part, absent_classes, partition
@@ -35,7 +35,6 @@ OPTIONS = {  # what only some sources can do, so that it is never set in vain
     "revision": ("hub",),
     "follow_links": ("folder",),
 }
-Progress = Callable[[Iterable, str], Iterable]
 
 SOURCES: Registry[Callable[[str, DataConfig], Source]] = Registry(
     "kind of source",
@@ -68,14 +67,14 @@ def load_data(config: DataConfig, seed: int, progress: Progress | None = None, d
     _refuse_idle_options(kind, config)
     source = SOURCES[kind](where, config) if dataset is None else read_dataset(dataset, config)
     parts, notes = partition(source.labels, source.classes, config, seed)
-    rows, images, batch = _decode_parts(source, parts, config, progress)
-    sets = {name: _image_set(source, part, rows[part.split], images[part.split]) for name, part in parts.items()}
+    decoded, said = decode_rows(source, _rows(parts), config, progress)
+    sets = {name: _those(decoded[part.split], part) for name, part in parts.items()}
     sets, shared = treat_duplicates(sets, drop=config.drop_duplicates)
     _refuse_empty(sets)
     absent = [note for name, part in sets.items() for note in absent_classes(name, part.labels, part.classes)]
-    skipped = (*source.skipped, *batch.bad)
+    skipped = (*source.skipped, *said.bad)
     notes = [*source.notes, *notes, *_unlabelled_note(source), *absent, *_skipped_note(skipped)]
-    notes += [*shared, *_decode_notes(batch.facts, source)]
+    notes += [*shared, *_decode_notes(said.facts, source)]
     return Data(**sets, name=_name(kind, where), notes=tuple(notes), skipped=skipped)
 
 
@@ -134,37 +133,18 @@ def absolute_source(source: str) -> str:
     return source if kind in (*BUILT_IN, "hub") else f"{kind}:{Path(where).absolute()}"
 
 
-def _decode_parts(
-    source: Source, parts: Mapping[str, Part], config: DataConfig, progress: Progress | None
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Batch]:
-    """Decode every kept image once, all splits in one loop, so that all bad files are listed together.
-
-    Returns:
-        Rows that were read and their pixels, for each split, and what else decoding says.
-    """
+def _rows(parts: Mapping[str, Part]) -> dict[str, Tensor]:
+    """Join the rows of parts of one split, so that each is decoded once."""
     rows: dict[str, Tensor] = {}
     for part in parts.values():
         rows[part.split] = torch.cat([rows.get(part.split, part.rows[:0]), part.rows]).sort().values
-    steps: Iterable = range(sum(map(len, rows.values())))
-    steps = progress(steps, "decode images") if progress else steps
-    named = (item for _, item in zip(steps, _fetched(source, rows), strict=True))
-    batch = decode_many(named, config.channels, config.image_size, skip_bad=config.skip_bad)
-    bounds = np.cumsum([len(r) for r in rows.values()])
-    read = np.split(batch.read, np.searchsorted(batch.read, bounds[:-1]))
-    starts = dict(zip(rows, [0, *bounds[:-1].tolist()], strict=True))
-    kept = {split: rows[split][torch.from_numpy(here - starts[split])] for split, here in zip(rows, read, strict=True)}
-    pixels = np.split(batch.pixels, np.cumsum([len(here) for here in read])[:-1])
-    return kept, dict(zip(rows, map(torch.from_numpy, pixels), strict=True)), batch
+    return rows
 
 
-def _fetched(source: Source, rows: Mapping[str, Tensor]) -> Iterator[tuple[str, Encoded]]:
-    for split, wanted in rows.items():
-        yield from source.fetch[split](wanted.tolist())
-
-
-def _image_set(source: Source, part: Part, rows: Tensor, images: Tensor) -> ImageSet:
-    ids = part.rows[torch.isin(part.rows, rows)]
-    return ImageSet(images[torch.searchsorted(rows, ids)], source.labels[part.split][ids], ids, source.classes)
+def _those(images: ImageSet, part: Part) -> ImageSet:
+    """Take a part of a split, as far as its images could be read."""
+    ids = part.rows[torch.isin(part.rows, images.ids)]
+    return images.subset(torch.searchsorted(images.ids, ids))
 
 
 def _unlabelled_note(source: Source) -> list[str]:

@@ -7,6 +7,7 @@ import zlib
 from collections import Counter
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -15,11 +16,13 @@ from tdsm.base.errors import DataError
 
 KINDS = "biufSU"
 MAX_RATIO = 1032  # deflate packs no tighter
+READ_BYTES = 2**20
+LOCAL_HEADER, LOCAL_LENGTHS = 30, 26  # bytes of a member's header before its name, and where lengths stand in it
 PLAIN = "Expected np.savez of plain arrays; object arrays and pickles are refused."
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Return all arrays by name.
+    """Return all arrays by name, mapped where they are not packed.
 
     The sizes that headers and the archive name are compared with each other, with the bytes at hand and with this
     machine's memory before anything is allocated.
@@ -56,10 +59,10 @@ def _refuse_impossible(path: Path, members: list[zipfile.ZipInfo]) -> None:
                 f"{path}: {info.filename} says {info.file_size} bytes packed in {info.compress_size}, more than any "
                 "packing gives. Save it again."
             )
-    if (total := sum(info.file_size for info in members)) > (memory := _memory()):
+    if (total := sum(info.file_size for info in members if info.compress_type)) > (memory := _memory()):
         raise DataError(
-            f"{path}: unpacks to {total / 2**30:.1f} GiB, this machine has {memory / 2**30:.1f} GiB of memory. Write "
-            "the images as files or parquet."
+            f"{path}: unpacks to {total / 2**30:.1f} GiB, this machine has {memory / 2**30:.1f} GiB of memory. Save "
+            "it unpacked (np.savez)."
         )
 
 
@@ -83,7 +86,22 @@ def _array(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.nd
                 f"{path}: {info.filename} has a header of {dtype} {shape}, {expected} bytes, but holds {held}. "
                 "Save it again."
             )
+        if info.compress_type == zipfile.ZIP_STORED and expected:
+            return _mapped(path, info, file, dtype, shape, is_fortran)
         data = file.read(expected + 1)  # past the end, so that the checksum is compared
     if len(data) != expected:
         raise DataError(f"{path}: {info.filename} holds {len(data)} bytes, expected {expected}. Save it again.")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
+
+
+def _mapped(
+    path: Path, info: zipfile.ZipInfo, file: Any, dtype: np.dtype, shape: tuple[int, ...], is_fortran: bool
+) -> np.ndarray:
+    """Map an array that is not packed, after the member's checksum was compared."""
+    header = file.tell()
+    while file.read(READ_BYTES):
+        pass
+    with open(path, "rb") as archive:
+        archive.seek(info.header_offset + LOCAL_LENGTHS)
+        start = info.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", archive.read(4)))
+    return np.asarray(np.memmap(path, dtype, "r", start + header, shape, "F" if is_fortran else "C"))

@@ -41,7 +41,8 @@ def load_parquet(where: str, config: DataConfig) -> Source:
     values = {split: _labels(files, where) for split, files in opened.items()}
     classes, labels = encode_labels(values, common.classes)
     fetch = {split: _fetch(files, common.image) for split, files in opened.items()}
-    return Source(classes, labels, fetch, notes, has_lossless_original=True)
+    files = [path for paths in splits.values() for path in paths]
+    return Source(classes, labels, fetch, notes, has_lossless_original=True, made_of=lambda: files)
 
 
 def _split_files(path: Path, config: DataConfig) -> tuple[dict[str, list[Path]], tuple[str, ...]]:
@@ -102,7 +103,7 @@ def _fetch(files: list[File], column: str) -> Fetch:
             first = start
             for group in range(file.table.num_row_groups):
                 stop = start + file.table.metadata.row_group(group).num_rows
-                here = wanted[(wanted >= start) & (wanted < stop)]
+                here = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)]
                 if len(here):
                     names = (f"{file.path.name} row {row - first}" for row in here)
                     yield from zip(names, _images(file, group, here - start, column), strict=True)

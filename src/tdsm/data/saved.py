@@ -56,7 +56,9 @@ def _source(dataset: Any, config: DataConfig, where: str, *, may_read_paths: boo
     values = {split: _labels(table, columns[split], where) for split, table in tables.items()}
     classes, labels = encode_labels(values, common.classes)
     fetch = {split: _fetch(table, split, common.image, may_read_paths) for split, table in tables.items()}
-    return Source(classes, labels, fetch, has_lossless_original=True)
+    prints = [str(getattr(d, "_fingerprint", None) or "") for d in splits.values()]  # datasets' own, of every change
+    made_of = (lambda: prints) if all(prints) else None
+    return Source(classes, labels, fetch, has_lossless_original=True, made_of=made_of)
 
 
 def _labels(table: Any, columns: Columns, where: str) -> Any:

@@ -1,8 +1,9 @@
 """What every loader returns: labels at once, images when they are asked for."""
 
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ class Source:
     """Splits of a source by their own names, in its own order.
 
     A split without labels has -1 for each sample; a source without any has no classes. `skipped` lists (name, reason)
-    of what was left out as unusable.
+    of what was left out as unusable. `made_of` names all that the images come from, as texts and files: while none of
+    these changes, neither do the images. A source without it is read into memory.
     """
 
     classes: tuple[str, ...]
@@ -32,6 +34,7 @@ class Source:
     notes: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     has_lossless_original: bool = False
+    made_of: Callable[[], Iterable[str | Path]] | None = None
 
 
 def encode_labels(
@@ -108,12 +111,18 @@ def _out_of_range(labels: np.ndarray, names: Sequence[str] | None) -> np.ndarray
 
 
 def array_source(
-    images: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], notes: tuple[str, ...] = ()
+    images: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], files: Sequence[Path] = ()
 ) -> Source:
-    """Make a source of uint8 arrays (samples, height, width[, 3])."""
+    """Make a source of arrays (samples, height, width[, 3]), uint8 or floats in [0, 1], which lie in these files."""
     classes, positions = encode_labels(labels)
-    return Source(classes, positions, {split: _fetch_array(split, array) for split, array in images.items()}, notes)
+    fetch = {split: _fetch_array(split, array) for split, array in images.items()}
+    return Source(classes, positions, fetch, made_of=(lambda: files) if files else None)
 
 
 def _fetch_array(split: str, array: np.ndarray) -> Fetch:
-    return lambda rows: ((f"image {row} of {split}", array[row]) for row in rows)
+    return lambda rows: ((f"image {row} of {split}", _levels(array[row])) for row in rows)
+
+
+def _levels(image: np.ndarray) -> np.ndarray:
+    """Round floats to 256 levels."""
+    return image if image.dtype == np.uint8 else np.rint(image.astype(np.float32) * 255).astype(np.uint8)

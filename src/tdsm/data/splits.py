@@ -96,7 +96,7 @@ def partition(
 
 def absent_classes(name: str, labels: Int64[Tensor, "samples"], classes: tuple[str, ...]) -> list[str]:
     """Say in a note which classes a set has no image of."""
-    absent = set(range(len(classes))) - set(labels.tolist())
+    absent = set(range(len(classes))) - set(labels.unique().tolist())
     return [f"The {name} set has no image of {_listed(absent, classes)}."] if absent else []
 
 
@@ -151,7 +151,7 @@ def _percent(share: float) -> str:
 
 
 def _refuse_missing(train: Tensor, test: Tensor, classes: tuple[str, ...]) -> None:
-    seen = {"train": set(train.tolist()), "test": set(test.tolist())}
+    seen = {"train": set(train.unique().tolist()), "test": set(test.unique().tolist())}
     if len(seen["train"] | seen["test"]) < 2:
         raise DataError(f"All images are of one class ({_listed(seen['train'], classes)}). Expected at least two.")
     for name, other in (("train", "test"), ("test", "train")):

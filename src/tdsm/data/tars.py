@@ -57,7 +57,8 @@ def load_tar(where: str, config: DataConfig) -> Source:
     fetch = {split: _fetch(samples[split], files) for split, files in splits.items()}
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.items()))
     passed_over = (f"{ignored.total()} files in tars were not read: {kinds}.",) if ignored else ()
-    return Source(classes, labels, fetch, (*notes, *passed_over))
+    tars = [file for files in splits.values() for file in files]
+    return Source(classes, labels, fetch, (*notes, *passed_over), made_of=lambda: tars)
 
 
 def _split_files(path: Path, config: DataConfig) -> tuple[dict[str, list[Path]], tuple[str, ...]]:

@@ -7,11 +7,10 @@ A shard counts as there when its sidecar and its bytes are what is expected now,
 started again loses and repeats nothing. Rows are read through a memory map: a store may be larger than memory.
 """
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Int, Shaped
@@ -19,10 +18,11 @@ from torch import Tensor
 
 from tdsm.base import io
 from tdsm.base.errors import CheckpointError
+from tdsm.base.rows import Rows
 from tdsm.base.settings import differences
 
 SHARD_SAMPLES = 512
-MEMORY_BYTES = 2 * 2**30
+MEMORY_BYTES = 2**28  # of the features held in memory, all together
 TENSOR = "feature"
 
 
@@ -72,26 +72,30 @@ def read_shards(folder: Path, count: int) -> list[Shaped[Tensor, "samples ..."]]
 class FeatureRows:
     """One feature of many samples, read by row: `rows[indices]` gives (len(indices), ...) in float32.
 
-    Held in memory up to `MEMORY_BYTES`, mapped from disk beyond.
+    Mapped from disk; held in memory while all that are held take no more than `MEMORY_BYTES` together.
     """
 
     def __init__(self, shards: Sequence[Tensor]):
-        self.shape = (sum(len(shard) for shard in shards), *shards[0].shape[1:])
-        is_small = sum(shard.nbytes for shard in shards) <= MEMORY_BYTES
-        self.shards = [torch.cat(list(shards))] if is_small else list(shards)
-        self.starts = list(accumulate((len(shard) for shard in self.shards), initial=0))
+        mapped = Rows(shards)
+        held = sum(rows.nbytes for rows in _HELD)
+        self.rows = Rows([torch.cat(list(shards))]) if held + mapped.nbytes <= MEMORY_BYTES else mapped
+        self.shape, self.nbytes = mapped.shape, mapped.nbytes
+        if self.rows is not mapped:
+            _HELD.add(self)
+
+    @property
+    def shards(self) -> list[Tensor]:
+        """Return the tensors that hold the rows, one after another."""
+        return self.rows.parts
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, indices: Int[Tensor, " rows"]) -> Shaped[Tensor, "rows ..."]:
-        if len(self.shards) == 1:
-            return self.shards[0][indices].float()
-        return torch.stack([self._row(index) for index in indices.tolist()]).float()
+        return self.rows[indices].float()
 
-    def _row(self, index: int) -> Tensor:
-        shard = bisect_right(self.starts, index) - 1
-        return self.shards[shard][index - self.starts[shard]]
+
+_HELD: WeakSet[FeatureRows] = WeakSet()
 
 
 def _shard(folder: Path, index: int) -> Path:

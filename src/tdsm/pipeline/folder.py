@@ -31,7 +31,8 @@ from tdsm.pipeline.config import RunConfig
 from tdsm.training.config import RESUMABLE
 
 CONFIG, CHANGES, ENVIRONMENT, LOCK = "config.json", "changes.json", "environment.json", ".lock"
-LATER = ("device", "data.source", "maps", "probe")  # what is made from these checks them itself
+WHERE = ("data.source", "data.cache", "data.memory_limit")
+LATER = ("device", *WHERE, "maps", "probe")  # what is made from these checks them itself
 
 
 @contextmanager

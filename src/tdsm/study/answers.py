@@ -6,13 +6,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from tdsm.base.statistics import Interval
 from tdsm.base.text import NOTHING, percent, points, thousands
 from tdsm.classification.config import HeadConfig, ProbeConfig
 from tdsm.classification.probe import Samples, fit_head, predict
+from tdsm.features import store
 from tdsm.features.store import FeatureRows
 from tdsm.models.weights import count_parameters
 
@@ -39,9 +40,24 @@ def fit_and_test(
     return numbers, predicted
 
 
+class Changed(FeatureRows):
+    """Features after a change of every sample, in float16, made when they are read."""
+
+    def __init__(self, features: FeatureRows, change: Callable[[Tensor], Tensor]):
+        self.features, self.change = features, change
+        one = self[torch.arange(1)]
+        self.shape, self.nbytes = (len(features), *one.shape[1:]), one.nbytes // 2 * len(features)
+
+    def __getitem__(self, indices: Int[Tensor, " rows"]) -> Shaped[Tensor, "rows ..."]:
+        return self.change(self.features[indices]).half().float()
+
+
 def changed(features: FeatureRows, change: Callable[[Tensor], Tensor]) -> FeatureRows:
-    """Return features after a change of every sample, in float16."""
-    return FeatureRows([change(features[part]).half() for part in torch.arange(len(features)).split(512)])
+    """Return features after a change of every sample, in float16; what would take much memory is made when read."""
+    lazy = Changed(features, change)
+    if lazy.nbytes > store.MEMORY_BYTES:
+        return lazy
+    return FeatureRows([lazy[part].half() for part in torch.arange(len(features)).split(512)])
 
 
 def average_seeds(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import platform
 import re
 import shlex
 import shutil
-import stat
 import subprocess
 import tempfile
 import warnings
@@ -23,6 +22,7 @@ from typing import NamedTuple
 
 import torch
 
+from tdsm.base.cache import cache_folder, check_own
 from tdsm.base.io import file_hash, write_bytes, write_text
 from tdsm.decomposition.kernels import build
 
@@ -85,7 +85,7 @@ def _compiled() -> Library:
     compiler = _compiler()
     macros = _run(*compiler, *NATIVE, "-dM", "-E", "-x", "c++", os.devnull)  # names the compiler and the processor
     recipe = b"\0".join([SOURCE.read_bytes(), " ".join(build.command([], NATIVE, "", "")).encode(), macros])
-    path = _private_folder() / f"gated_sum-{hashlib.sha256(recipe).hexdigest()[:16]}.so"
+    path = cache_folder() / f"gated_sum-{hashlib.sha256(recipe).hexdigest()[:16]}.so"
     if not _is_whole(path):
         _compile(compiler, path)
     version = re.search(rb'__VERSION__ "(.*)"', macros)
@@ -106,30 +106,10 @@ def _compiler() -> list[str]:
     return compiler
 
 
-def _private_folder() -> Path:
-    """Return the cache folder, made if it is missing; raise `OSError` if anyone else could write there."""
-    parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = parent / "tdsm"
-    parent.mkdir(parents=True, exist_ok=True)
-    if parent.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
-        raise OSError(f"{parent} can be written by every user: run chmod o-w {parent}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    _check_own(folder)
-    folder.chmod(0o700)
-    return folder
-
-
-def _check_own(path: Path) -> None:
-    """Raise `OSError` unless a file or folder is this user's, no link, and closed to others' writing."""
-    seen = path.lstat()
-    if stat.S_ISLNK(seen.st_mode) or seen.st_uid != os.geteuid() or seen.st_mode & 0o022:
-        raise OSError(f"{path} is a link, or another user owns it or can write there; remove it")
-
-
 def _is_whole(path: Path) -> bool:
     """Tell whether a kept library is there, this user's alone, and has the hash beside it."""
     try:
-        _check_own(path)
+        check_own(path)
         return file_hash(path) == _hash_file(path).read_text()
     except OSError:
         return False
