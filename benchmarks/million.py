@@ -2,7 +2,7 @@
 
 Draws synthetic images of 32 × 32, one byte a pixel, into idx files, and takes a run of a tiny field through its stages,
 each in a process of its own: decoding into files, 20 steps of training, small maps extracted, a linear head, nearest
-neighbours of 1000 images, evaluation, the page. Images are read from files, however many they are.
+neighbours of 500 images, evaluation, the page. Images are read from files, however many they are.
 
 Two peaks are shown: `anonymous` is what a process holds and cannot give back (RssAnon, read every 10 ms); `resident`
 has the pages of mapped files in it too (ru_maxrss), which the system keeps while it has room and drops when it has not.
@@ -27,7 +27,7 @@ from tdsm.base.environment import describe_environment
 from tdsm.base.io import write_text
 from tdsm.base.text import markdown_table
 
-SIDE, CLASSES, QUERIES = 32, 10, 1000
+SIDE, CLASSES, QUERIES = 32, 10, 500
 WRITTEN = 10_000  # images drawn at once
 ROWS = {"linear head": ["tdsm-avg"], "k-NN": ["tdsm-avg", "tdsm-knn", "majority"]}
 FIELD = shlex.split(
@@ -35,7 +35,7 @@ FIELD = shlex.split(
     "--field.cross-head-dim 4 --field.self-heads 1 --field.self-head-dim 4 --field.processor-depth 1 "
     "--field.feedforward-multiple 1 --train.steps 20 --train.batch-size 64 --train.validation-images 256 "
     "--maps.size 4 4 --maps.batch-size 256 --probe.epochs 1 --probe.seeds 1 --probe.learning-rates 0.01 "
-    "--probe.weight-decays 0 --probe.batch-size 512 --probe.neighbours 20"
+    "--probe.weight-decays 0 --probe.batch-size 2048 --probe.neighbours 20"
 )
 DECODE = """
 import sys
@@ -90,8 +90,8 @@ def stages(folder: Path, count: int) -> dict[str, list[str]]:
 
 
 def measured(command: list[str]) -> tuple[int, int, float]:
-    """Run a command; return its peaks of anonymous and of resident memory in bytes, and its seconds."""
-    began, peak = time.monotonic(), 0
+    """Run a command; return its peaks of anonymous and of resident memory in bytes, and its processor seconds."""
+    peak = 0
     process = subprocess.Popen(command)
     while True:
         done, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -101,7 +101,7 @@ def measured(command: list[str]) -> tuple[int, int, float]:
         time.sleep(0.01)
     if status:
         sys.exit(f"{' '.join(command)}: ended with {os.waitstatus_to_exitcode(status)}")
-    return peak, 1024 * usage.ru_maxrss, time.monotonic() - began
+    return peak, 1024 * usage.ru_maxrss, usage.ru_utime + usage.ru_stime
 
 
 def anonymous(process: int) -> int:
@@ -117,7 +117,7 @@ def report(found: dict[int, dict[str, tuple[int, int, float]]]) -> str:
     """Tabulate the peaks of every stage and their slopes."""
     few, many = min(found), max(found)
     headings = ["stage", *(f"{name}, MiB, {n:,}" for name in ("anonymous", "resident") for n in found)]
-    headings += [f"seconds, {many:,}", "bytes an image"]
+    headings += [f"processor seconds, {many:,}", "bytes an image"]
     lines = []
     for stage in found[few]:
         cells = [f"{found[n][stage][part] / 2**20:.0f}" for part in (0, 1) for n in found]
@@ -147,7 +147,8 @@ def main() -> None:
         for stage, command in stages(folder, count).items():
             found[count][stage] = peaks = measured(command)
             print(
-                f"{count} {stage}: {peaks[0] / 2**20:.0f} MiB, {peaks[1] / 2**20:.0f} MiB, {peaks[2]:.0f} s", flush=True
+                f"{count} {stage}: {peaks[0] / 2**20:.0f} MiB, {peaks[1] / 2**20:.0f} MiB, {peaks[2]:.0f} processor s",
+                flush=True,
             )
         shutil.rmtree(folder)
     print(report(found))

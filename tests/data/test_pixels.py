@@ -16,7 +16,7 @@ from tests.samples import fill, load, pets, picture, save, write
 
 from tdsm.base import io
 from tdsm.base.errors import DataError, ResourceError
-from tdsm.data import pixels, workers
+from tdsm.data import pieces, store, workers
 from tdsm.data.mapped import MappedImages
 
 COUNT, SHAPE = 90, (6, 5)
@@ -24,9 +24,9 @@ COUNT, SHAPE = 90, (6, 5)
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch, tmp_path):
-    """Ten images a block, decoded here, in a cache of this test's own."""
-    monkeypatch.setattr(pixels, "BLOCK_BYTES", 10 * 30)
-    monkeypatch.setattr(pixels, "cores", lambda: 1)
+    """Thirty grey images a block, decoded here, in a cache of this test's own."""
+    monkeypatch.setattr(pieces, "BLOCK_BYTES", 30 * 30)
+    monkeypatch.setattr(store, "cores", lambda: 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -88,12 +88,12 @@ def assert_same(one, other):
 
 def kept(tmp_path):
     """Return the folder of the one store in the cache."""
-    (store,) = [path for path in (tmp_path / "cache" / "tdsm" / "images").iterdir() if path.is_dir()]
-    return store
+    (found,) = kept_stores(tmp_path)
+    return found
 
 
-def times(store):
-    return {path.name: path.stat().st_mtime_ns for path in store.glob("block-*")}
+def times(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("block-*")}
 
 
 @pytest.mark.parametrize("make", [folder, npz, npz_floats, idx, parquet], ids=lambda make: make.__name__)
@@ -102,7 +102,7 @@ def test_mapped_images_are_those_in_memory(tmp_path, make):
     whole, data = load(source), mapped(source)
     assert isinstance(whole.train.images, torch.Tensor)
     assert_same(data, whole)
-    assert len(times(kept(tmp_path))) > 3
+    assert len(times(kept(tmp_path))) > 2
     assert_same(mapped(source), whole)
     few = {"max_train": 40, "max_test": 10, "seed": 3}
     assert_same(mapped(source, **few), load(source, **few))
@@ -119,7 +119,7 @@ def test_mapped_images_take_few_bytes_each(tmp_path):
 
 
 def test_several_processes_decode_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(pixels, "cores", lambda: 2)
+    monkeypatch.setattr(store, "cores", lambda: 2)
     for source in (folder(tmp_path), parquet(tmp_path / "other")):
         assert_same(mapped(source), load(source))
 
@@ -158,7 +158,7 @@ def test_what_is_decoded_is_shared_until_its_source_changes(tmp_path, monkeypatc
     source = folder(tmp_path)
     mapped(source)
     with monkeypatch.context() as patch:
-        patch.setattr(pixels, "decode_batch", None)
+        patch.setattr(store, "decode_batch", None)
         mapped(source)
         mapped(source, seed=1, validation_fraction=0.3, drop_duplicates=True)
     write(source / "cat" / "002.png", picture(200, SHAPE))
@@ -229,7 +229,7 @@ def test_a_full_disk_is_said_in_one_line_before_and_while_writing(tmp_path, monk
 
     def full(path, value):
         written.append(path)
-        if len(written) > 6:
+        if len(written) > 4:
             raise OSError(28, "No space left on device")
         return original(path, value)
 
@@ -264,7 +264,7 @@ def test_a_second_process_waits_for_the_first(tmp_path):
 
 def test_a_process_that_dies_is_said_in_one_line_and_what_was_decoded_is_kept(tmp_path, monkeypatch):
     source, original = folder(tmp_path), workers._started
-    monkeypatch.setattr(pixels, "cores", lambda: 2)
+    monkeypatch.setattr(store, "cores", lambda: 2)
 
     def dying():
         worker = original()
@@ -273,16 +273,24 @@ def test_a_process_that_dies_is_said_in_one_line_and_what_was_decoded_is_kept(tm
 
     with monkeypatch.context() as patch:
         patch.setattr(workers, "_started", dying)
-        with pytest.raises(ResourceError, match=r"ended unexpectedly \(code -9\).*000.png to cat/018.png") as caught:
+        with pytest.raises(ResourceError, match=r"ended unexpectedly \(code -9\).*000.png to cat/058.png") as caught:
             mapped(source)
     assert "\n" not in str(caught.value)
     assert_same(mapped(source), load(source))
 
 
+def test_a_worker_that_cannot_write_is_said_in_one_line(tmp_path, monkeypatch):
+    source = folder(tmp_path)
+    monkeypatch.setattr(store, "cores", lambda: 2)
+    monkeypatch.setattr(store, "_place", lambda parent, piece: write(parent / "file", b"") or parent / "file" / "block")
+    with pytest.raises(ResourceError, match=r"cannot be kept here \((Not a directory|File exists)\).*--data.cache"):
+        mapped(source)
+
+
 DECODE = """
 import sys, time
-from tdsm.data import blocks, pixels, load_data, DataConfig
-pixels.BLOCK_BYTES, pixels.cores = 300, lambda: 1
+from tdsm.data import blocks, pieces, store, load_data, DataConfig
+pieces.BLOCK_BYTES, store.cores = 300, lambda: 1
 write = blocks.write_block
 def slowly(path, *arguments):
     write(path, *arguments)
@@ -302,8 +310,9 @@ def killed(source, after):
         process.send_signal(signal.SIGKILL)
 
 
-def test_a_decoding_that_was_killed_goes_on_where_it_stopped(tmp_path):
+def test_a_decoding_that_was_killed_goes_on_where_it_stopped(tmp_path, monkeypatch):
     source = folder(tmp_path)
+    monkeypatch.setattr(pieces, "BLOCK_BYTES", 300)
     killed(source, after=3)
     before = times(kept(tmp_path))
     assert 3 <= len(before) < 9
@@ -312,8 +321,9 @@ def test_a_decoding_that_was_killed_goes_on_where_it_stopped(tmp_path):
 
 
 @pytest.mark.slow
-def test_many_kills_lose_and_repeat_nothing(tmp_path):
+def test_many_kills_lose_and_repeat_nothing(tmp_path, monkeypatch):
     source = folder(tmp_path)
+    monkeypatch.setattr(pieces, "BLOCK_BYTES", 300)
     for number in range(1, 9):
         killed(source, after=1)
         assert len(times(kept(tmp_path))) >= number

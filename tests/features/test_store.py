@@ -111,3 +111,14 @@ def test_mapped_rows_are_not_copied(tmp_path, monkeypatch):
     shards = [torch.zeros(2, 3), torch.ones(2, 3)]
     rows = FeatureRows(shards)
     assert [shard.data_ptr() for shard in rows.shards] == [shard.data_ptr() for shard in shards]
+
+
+def test_features_held_in_memory_share_one_limit(monkeypatch):
+    held = sum(rows.nbytes for rows in store._HELD)
+    monkeypatch.setattr(store, "MEMORY_BYTES", held + 150)
+    shards = [torch.arange(10.0), torch.arange(15.0)]  # 100 bytes
+    first, second = FeatureRows(shards), FeatureRows(shards)
+    assert (len(first.shards), len(second.shards)) == (1, 2)
+    assert torch.equal(first[torch.arange(25)], second[torch.arange(25)])
+    del first
+    assert len(FeatureRows(shards).shards) == 1

@@ -13,7 +13,7 @@ EQUAL = ("field/model.safetensors", "features/**/*", "rows/*/seed-*", "scores/*/
 
 @pytest.mark.parametrize("augmented", [False, True], ids=["plain", "augmented"])
 def test_a_run_on_mapped_images_is_the_run_on_images_in_memory(tmp_path, monkeypatch, augmented):
-    monkeypatch.setattr("tdsm.data.pixels.BLOCK_BYTES", 13 * 360)
+    monkeypatch.setattr("tdsm.data.pieces.BLOCK_BYTES", 13 * 360)
     source = {"source": str(colour_arrays(tmp_path / "colours.npz")), "max_train": None, "max_test": None}
     more = {"train__augment": {"crop": 1, "flip": True}, "probe__views": 1} if augmented else {}
     seen = []

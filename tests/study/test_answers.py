@@ -1,9 +1,11 @@
 import json
 
 import pytest
+import torch
 
 from tdsm.base.statistics import Interval
-from tdsm.study.answers import NUMBERS, average_seeds, kept, number_cells
+from tdsm.features.store import FeatureRows
+from tdsm.study.answers import NUMBERS, Changed, average_seeds, changed, kept, number_cells
 
 ROWS = [
     {"accuracy": accuracy, "validation_accuracy": 0.5, "parameters": 1200, "is_right": right, "name": "a"}
@@ -32,3 +34,14 @@ def test_what_is_kept_names_the_method_of_a_difference():
     again = json.loads(json.dumps(kept(summary)))
     assert again["difference"] == {"value": 0.1, "low": 0.0, "high": 0.2, "method": "paired over images"}
     assert "is_right" not in again
+
+
+def test_features_are_changed_at_once_or_when_they_are_read(monkeypatch):
+    features, some = FeatureRows([torch.randn(700, 2, 2, 6)]), torch.tensor([699, 0, 3])
+    at_once = changed(features, lambda values: 3 * values[..., 1:4])
+    monkeypatch.setattr("tdsm.features.store.MEMORY_BYTES", 0)
+    lazy = changed(features, lambda values: 3 * values[..., 1:4])
+    assert (type(at_once), type(lazy)) == (FeatureRows, Changed)
+    assert (len(lazy), lazy.shape) == (700, at_once.shape) == (700, (700, 2, 2, 3))
+    assert torch.equal(lazy[some], at_once[some])
+    assert torch.equal(lazy[some], (3 * features[some][..., 1:4]).half().float())

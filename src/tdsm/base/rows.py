@@ -1,6 +1,7 @@
 """Rows of several tensors, one after another, read by number without joining them."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from jaxtyping import Int, Shaped
@@ -19,8 +20,9 @@ class Rows:
 
     def __init__(self, parts: Sequence[Tensor]):
         self.parts = list(parts)
-        self.ends = torch.tensor([len(part) for part in self.parts]).cumsum(0)
-        self.shape = (int(self.ends[-1]), *self.parts[0].shape[1:])
+        self.starts = list(accumulate(map(len, self.parts), initial=0))
+        self._ends = torch.tensor(self.starts[1:])
+        self.shape = (self.starts[-1], *self.parts[0].shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -34,11 +36,9 @@ class Rows:
         if len(self.parts) == 1:
             return self.parts[0][numbers]
         ascending, order = numbers.sort()
-        found, done, start = self.parts[0].new_empty(len(numbers), *self.shape[1:]), 0, 0
-        for part, end, stop in zip(
-            self.parts, self.ends.tolist(), torch.searchsorted(ascending, self.ends).tolist(), strict=True
-        ):
-            if stop > done:
-                torch.index_select(part, 0, ascending[done:stop] - start, out=found[done:stop])
-            done, start = stop, end
+        found, start = self.parts[0].new_empty(len(numbers), *self.shape[1:]), 0
+        parts, counts = torch.bucketize(ascending, self._ends, right=True).unique_consecutive(return_counts=True)
+        for part, count in zip(parts.tolist(), counts.tolist(), strict=True):
+            here, start = slice(start, start + count), start + count
+            torch.index_select(self.parts[part], 0, ascending[here] - self.starts[part], out=found[here])
         return found if torch.equal(ascending, numbers) else found[order.argsort()]

@@ -189,9 +189,17 @@ def _refuse_mixed_sizes(sizes: Mapping[tuple[int, int], tuple[int, str]]) -> Non
 def decode(source: Encoded, channels: Channels, size: int | None) -> Decoded:
     """Decode one image; raise `Refused` with the reason when it cannot be used."""
     facts: set[str] = set()
+    if isinstance(source, np.ndarray) and _is_ready(source, channels, size):
+        return Decoded(np.array(np.atleast_3d(source).transpose(2, 0, 1), order="C"), frozenset())
     with _strict_pillow():
         image = _grey_or_rgb(_open(source, facts), facts)
     return Decoded(_pixels(image, channels, size, facts), frozenset(facts))
+
+
+def _is_ready(pixels: np.ndarray, channels: Channels, size: int | None) -> bool:
+    """Tell whether nothing is to be done to pixels."""
+    kind = "grey" if pixels.ndim == 2 else "rgb"
+    return channels in ("auto", kind) and (size is None or pixels.shape[:2] == (size, size))
 
 
 @contextmanager

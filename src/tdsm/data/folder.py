@@ -53,8 +53,9 @@ def load_folder(where: str, config: DataConfig) -> Source:
     splits, notes = arrange(found, root)
     values = {split: _labels(images) for split, images in splits.items()}
     classes, labels = encode_labels(values)
-    fetch = {split: _fetch([image.path for image in images], root) for split, images in splits.items()}
-    files = partial(_files, root, splits)
+    paths = {split: [image.path for image in images] for split, images in splits.items()}
+    fetch = {split: _fetch(listed, root) for split, listed in paths.items()}
+    files = partial(_files, root, paths)
     return Source(classes, labels, fetch, (*found.notes(), *notes), tuple(found.refused), made_of=files)
 
 
@@ -173,8 +174,8 @@ def _labels(images: list[Image]) -> np.ndarray:
     return np.array([image.label for image in images], dtype=str)
 
 
-def _files(root: Path, splits: Mapping[str, list[Image]]) -> Iterator[Path]:
-    return (root / image.path for images in splits.values() for image in images)
+def _files(root: Path, paths: Mapping[str, list[str]]) -> Iterator[Path]:
+    return (root / path for listed in paths.values() for path in listed)
 
 
 def _fetch(paths: list[str], root: Path) -> Fetch:

@@ -1,53 +1,23 @@
-"""Decode the images of a source: few into memory, many once into files that are mapped.
+"""Decode the images of a source: few into memory, many once into files that are mapped."""
 
-    $XDG_CACHE_HOME/tdsm/images/KEY/block-00000/ …       KEY names the source, the rows, and how they are decoded
+from collections.abc import Callable, Iterable, Mapping
 
-A block counts if it is whole and was made from just that, so a decoding that was killed goes on where it stopped, and
-runs that read the same images share them. What is gone or damaged is decoded again; what is old may be deleted.
-"""
-
-import hashlib
-import json
-import shutil
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
-from itertools import chain, groupby, islice
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from jaxtyping import Int64
 from torch import Tensor
 
-from tdsm.base import io
-from tdsm.base.cache import cache_folder, private_folder
-from tdsm.base.errors import ResourceError
 from tdsm.base.rows import Rows
-from tdsm.data import blocks, decode
+from tdsm.data import pieces
 from tdsm.data.config import DataConfig
-from tdsm.data.decode import Refused, Said, decode_batch, settle
+from tdsm.data.decode import Refused, Said, decode, decode_batch, settle
 from tdsm.data.hashes import image_hashes
 from tdsm.data.imageset import ImageSet
 from tdsm.data.mapped import MappedImages
 from tdsm.data.source import Source
-from tdsm.data.workers import Workers, cores
+from tdsm.data.store import stored
 
-BLOCK_BYTES = 2**25  # of pixels
 MEBIBYTE = 2**20
-DECODING = ("channels", "image_size", "image_column", "config")  # the settings that decide which pixels there are
 Progress = Callable[[Iterable, str], Iterable]
-
-
-class Piece(NamedTuple):
-    """Some rows of a split, decoded together."""
-
-    number: int
-    split: str
-    rows: Int64[Tensor, "rows"]
 
 
 def decode_rows(
@@ -69,23 +39,22 @@ def decode_rows(
         ResourceError: If there is no place to keep them, or a process that decoded ended.
     """
     size, count = _bytes_of_one(source, rows, config), sum(map(len, rows.values()))
-    pieces = list(_cut(rows, max(1, BLOCK_BYTES // size)))
+    parts = pieces.cut(rows, size)
     ticks = iter(progress(range(count), "decode images") if progress else range(count))
+    hashes = None
     if source.made_of is None or size * count <= config.memory_limit * MEBIBYTE:
-        found = [decode_batch(named, config.channels, config.image_size) for _, named in _read(source, pieces, ticks)]
-        said = settle([batch.said for batch in found], skip_bad=config.skip_bad)
-        pixels, hashes = [torch.from_numpy(batch.pixels) for batch in found], None
-        read = [torch.from_numpy(batch.read) for batch in found]
+        in_order = pieces.read(source, parts, ticks)
+        batches = [decode_batch(named, config.channels, config.image_size) for _, named in in_order]
+        said = settle([batch.said for batch in batches], skip_bad=config.skip_bad)
+        pixels = [torch.from_numpy(batch.pixels) for batch in batches]
+        read = [torch.from_numpy(batch.read) for batch in batches]
     else:
-        folder = _folder(source, rows, size, config)
-        with _alone(folder):
-            said = _keep(folder, source, pieces, size, config, ticks)
-        stored = [blocks.read_block(_place(folder, piece)) for piece in pieces]
-        pixels, hashes = [block.pixels for block in stored], [block.hashes for block in stored]
-        read = [block.read for block in stored]
+        blocks, said = stored(source, rows, parts, size, config, ticks)
+        pixels, read = [block.pixels for block in blocks], [block.read for block in blocks]
+        hashes = [block.hashes for block in blocks]
     next(ticks, None)
-    kept = {split: [p.rows[r] for p, r in zip(pieces, read, strict=True) if p.split == split] for split in rows}
-    return _sets(source, {split: torch.cat(parts) for split, parts in kept.items()}, pixels, hashes), said
+    kept = {split: [p.rows[r] for p, r in zip(parts, read, strict=True) if p.split == split] for split in rows}
+    return _sets(source, {split: torch.cat(ids) for split, ids in kept.items()}, pixels, hashes), said
 
 
 def _bytes_of_one(source: Source, rows: Mapping[str, Tensor], config: DataConfig) -> int:
@@ -94,24 +63,10 @@ def _bytes_of_one(source: Source, rows: Mapping[str, Tensor], config: DataConfig
         for place in range(len(wanted)):
             for _, image in source.fetch[split]([int(wanted[place])]):
                 try:
-                    return decode.decode(image, config.channels, config.image_size).pixels.nbytes
+                    return decode(image, config.channels, config.image_size).pixels.nbytes
                 except Refused:
                     continue
     return 1
-
-
-def _cut(rows: Mapping[str, Tensor], length: int) -> Iterator[Piece]:
-    parts = ((split, part) for split, wanted in rows.items() for part in wanted.split(length))
-    return (Piece(number, split, part) for number, (split, part) in enumerate(parts))
-
-
-def _read(source: Source, pieces: Iterable[Piece], ticks: Iterator) -> Iterator[tuple[Piece, Iterator]]:
-    """Read pieces in order, those of a split in one go; each is to be used up before the next."""
-    for split, group in groupby(pieces, key=lambda piece: piece.split):
-        here = list(group)
-        named = source.fetch[split](torch.cat([piece.rows for piece in here]).tolist())
-        for piece in here:
-            yield piece, (item for item, _ in zip(islice(named, len(piece.rows)), ticks, strict=False))
 
 
 def _sets(
@@ -142,118 +97,3 @@ def _hashes(pixels: Tensor, hashes: Tensor, depth: int) -> Tensor:
     if pixels.shape[1] == depth:
         return hashes
     return torch.from_numpy(image_hashes(pixels.expand(-1, depth, -1, -1).numpy()))
-
-
-# ---------------------------------------------------------------- in files
-
-
-def _folder(source: Source, rows: Mapping[str, Tensor], size: int, config: DataConfig) -> Path:
-    """Name the folder of just these images: of other files, rows, settings or decoders it is another one."""
-    assert source.made_of is not None
-    digest = hashlib.sha256()
-    recipe = {key: getattr(config, key) for key in DECODING} | {"block": BLOCK_BYTES // size}
-    recipe |= {"pillow": version("pillow"), "decoder": io.file_hash(Path(decode.__file__))}
-    digest.update(json.dumps(recipe).encode())
-    for part in source.made_of():
-        digest.update(f"{part if isinstance(part, str) else _stamp(part)}\n".encode("utf-8", "surrogateescape"))
-    for split, wanted in rows.items():
-        digest.update(f"{split} {len(wanted)}\n".encode())
-        digest.update(wanted.numpy().data)
-    try:
-        parent = cache_folder() / "images" if config.cache is None else Path(config.cache).expanduser().absolute()
-        return private_folder(parent) / digest.hexdigest()[:32]
-    except OSError as error:
-        raise _unusable(config.cache or "the cache", error) from error
-
-
-def _stamp(file: Path) -> str:
-    """Name a file and what of it changes with its content."""
-    try:
-        seen = file.stat()
-    except OSError:
-        return f"{file.absolute()} cannot be read"
-    return f"{file.absolute()} {seen.st_size} {seen.st_mtime_ns} {seen.st_ctime_ns}"
-
-
-def _unusable(folder: Path | str, error: OSError) -> ResourceError:
-    reason = error.strerror or str(error)
-    return ResourceError(
-        f"{folder}: decoded images cannot be kept here ({reason}). Free it, name another folder (--data.cache), use "
-        "fewer images (--data.max-train), or keep them in memory (--data.memory-limit)."
-    )
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _unusable(folder, error) from error
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Own a folder; wait for another process that decodes the same images."""
-    lock = FileLock(f"{folder}.lock")
-    with _writing(folder):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            warnings.warn("Another process is decoding these images; waiting for it.", stacklevel=2)
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _place(folder: Path, piece: Piece) -> Path:
-    return folder / f"block-{piece.number:05d}"
-
-
-def _made_from(folder: Path, piece: Piece) -> dict[str, Any]:
-    return {"images": folder.name, "block": piece.number}
-
-
-def _keep(folder: Path, source: Source, pieces: list[Piece], size: int, config: DataConfig, ticks: Iterator) -> Said:
-    """Decode the blocks that are not there, and return what was said of all of them."""
-    with _writing(folder):
-        folder.mkdir(exist_ok=True)
-        io.sweep(folder)
-    missing = []
-    for piece in pieces:
-        if (reason := blocks.fault(_place(folder, piece), _made_from(folder, piece))) is None:
-            next(islice(ticks, len(piece.rows), len(piece.rows)), None)
-            continue
-        missing.append(piece)
-        if reason != "missing":
-            warnings.warn(f"Decoded again: {reason}", stacklevel=2)
-    _refuse_full(folder, size * sum(len(piece.rows) for piece in missing))
-    _decode(folder, _read(source, missing, ticks), config, len(missing))
-    said = [blocks.read_said(_place(folder, piece)) for piece in pieces]
-    if len({shape for part in said for shape in part.sizes}) > 1:  # of no use
-        shutil.rmtree(folder)
-    return settle(said, skip_bad=config.skip_bad)
-
-
-def _refuse_full(folder: Path, needed: int) -> None:
-    if needed > 0.95 * (free := shutil.disk_usage(folder).free):
-        raise _unusable(folder, OSError(f"{needed / 2**30:.1f} GiB are needed, {free / 2**30:.1f} GiB are free"))
-
-
-def _decode(folder: Path, read: Iterator[tuple[Piece, Iterator]], config: DataConfig, count: int) -> None:
-    """Decode and write blocks: pixels here, encoded images in as many processes as there are cores."""
-    several, workers = min(cores(), count), None
-    with ExitStack() as stack:
-        for piece, named in read:
-            first, place, made_from = next(named), _place(folder, piece), _made_from(folder, piece)
-            if several == 1 or isinstance(first[1], np.ndarray):
-                batch = decode_batch(chain([first], named), config.channels, config.image_size)
-                with _writing(folder):
-                    blocks.write_block(place, batch, made_from)
-                continue
-            workers = workers or stack.enter_context(Workers(several))
-            job = {"channels": config.channels, "size": config.image_size, "made_from": made_from}
-            workers.decode(place, [first, *named], job)
-        if workers is not None:
-            workers.finish()

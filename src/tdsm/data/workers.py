@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -36,11 +35,12 @@ class Workers:
     """Processes that decode blocks of encoded images and write them; a context manager.
 
     Raises:
-        ResourceError: On a later call, if a worker ended or could not write.
+        ResourceError: On a later call, if a worker ended.
+        OSError: On a later call, if a worker could not write.
     """
 
     def __init__(self, count: int):
-        self._idle: SimpleQueue[subprocess.Popen] = SimpleQueue()
+        self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
         self._running: list[Future] = []
         self._all = [_started() for _ in range(count)]
         self._threads = ThreadPoolExecutor(count)
@@ -60,15 +60,17 @@ class Workers:
     def decode(self, path: Path, named: Named, job: dict[str, Any]) -> None:
         """Hand a block to the next worker that is free."""
         worker = self._idle.get()
-        self._look(future for future in self._running if future.done())
-        self._running = [future for future in self._running if not future.done()]
+        for future in [future for future in self._running if future.done()]:
+            self._running.remove(future)
+            future.result()
         self._running.append(self._threads.submit(self._ask, worker, path, named, job))
 
     def finish(self) -> None:
         """Wait until all blocks are written."""
-        self._look(self._running)
+        for future in self._running:
+            future.result()
 
-    def _ask(self, worker: subprocess.Popen, path: Path, named: Named, job: dict[str, Any]) -> None:
+    def _ask(self, worker: subprocess.Popen[bytes], path: Path, named: Named, job: dict[str, Any]) -> None:
         assert worker.stdin is not None
         assert worker.stdout is not None
         try:
@@ -85,16 +87,12 @@ class Workers:
                 "before is kept: run it again; if it ends there again, take these images out."
             )
         if error := json.loads(answer)["error"]:
-            raise ResourceError(error)
-
-    def _look(self, futures: Iterable[Future]) -> None:
-        for future in futures:
-            future.result()
+            raise OSError(error)
 
 
-def _started() -> subprocess.Popen:
+def _started() -> subprocess.Popen[bytes]:
     """Start a worker that imports what this process imports, in a group of its own, so that Ctrl-C is ours."""
-    search = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    search = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "tdsm.data.workers"],
         stdin=subprocess.PIPE,
@@ -140,7 +138,7 @@ def main() -> None:
         try:
             write_block(Path(job["path"]), batch, job["made_from"])
         except OSError as failure:
-            error = f"{job['path']}: cannot be written ({failure.strerror or failure})."
+            error = failure.strerror or str(failure)
         answers.write(json.dumps({"error": error}).encode() + b"\n")
         answers.flush()
 

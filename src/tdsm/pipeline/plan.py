@@ -1,4 +1,4 @@
-"""What a run would do, how long that would take here, and how much disk; nothing is written."""
+"""What a run would do, how long that would take here, and how much disk; only decoded images are kept."""
 
 import copy
 import time

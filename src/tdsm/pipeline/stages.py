@@ -114,7 +114,8 @@ def settled(config: RunConfig, data: Data) -> tuple[RunConfig, NeuralField]:
     """Replace what the data and `init` decide by what it is, and paths by absolute ones; return the field too."""
     field = initial_field(config, data.train.channels)
     init = config.init if config.init is None or not Path(config.init).exists() else str(Path(config.init).resolve())
-    source = config.data.model_copy(update={"source": absolute_source(config.data.source)})
+    cache = config.data.cache and str(Path(config.data.cache).expanduser().absolute())
+    source = config.data.model_copy(update={"source": absolute_source(config.data.source), "cache": cache})
     return config.model_copy(update={"field": field.config, "init": init, "data": source}), field
 
 
