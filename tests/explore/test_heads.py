@@ -10,6 +10,7 @@ from tdsm.explore.heads import FittedHead
 from tdsm.features.config import MapConfig
 from tdsm.pipeline.rows import read_predictions
 from tests.conftest import small_field
+from tests.samples import all_floats
 
 EVERY = {
     "solo": ("tdsm", "avg", MapConfig(dtype="float32")),
@@ -45,7 +46,7 @@ def fitted(field, name, size=(6, 8)):
 
 def test_heads_say_what_the_table_says(run, studio):
     assert list(studio.heads) == ["tdsm-avg", "pixels-linear", "tokens-avg"]
-    images = run.data.test.floats()
+    images = all_floats(run.data.test)
     for name, head in studio.heads.items():
         said = [head.scores(image[None], run.field.encode(image[None])).argmax().item() for image in images]
         assert said == read_predictions(run, name)[0].tolist()
