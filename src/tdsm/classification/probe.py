@@ -1,6 +1,6 @@
 """Train a classification head on frozen, stored features, and choose it on validation."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -136,7 +136,7 @@ def predict_knn(
 ) -> Int[Tensor, " samples"]:
     """Return the class of each sample by the vote of training samples."""
     found = neighbours_of(features, train, neighbours)
-    return torch.cat([votes(*block, num_classes, temperature).argmax(dim=1) for _, *block in found])
+    return torch.cat([votes(cosines, near, num_classes, temperature).argmax(dim=1) for _, cosines, near in found])
 
 
 def neighbours_of(
@@ -161,22 +161,10 @@ def neighbours_of(
 
 def channel_statistics(samples: Samples) -> tuple[Float[Tensor, " maps"], Float[Tensor, " maps"]]:
     """Return mean and standard deviation of each channel over samples and space, summed in float64."""
-    return _statistics(samples.features, lambda values: values.flatten(0, -2))
-
-
-def feature_statistics(
-    samples: Samples,
-) -> tuple[Float[Tensor, "height width maps"], Float[Tensor, "height width maps"]]:
-    """Return mean and standard deviation of every single feature over samples, summed in float64."""
-    return _statistics(samples.features, lambda values: values)
-
-
-def _statistics(features: FeatureRows, as_rows: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation over the rows that blocks of features are turned into."""
     total = square = torch.zeros((), dtype=torch.float64)
     count = 0
-    for part in torch.arange(len(features)).split(READ):
-        values = as_rows(features[part]).double()
+    for part in torch.arange(len(samples.features)).split(READ):
+        values = samples.features[part].flatten(0, -2).double()
         total, square, count = total + values.sum(dim=0), square + values.square().sum(dim=0), count + len(values)
     mean = total / count
     return mean.float(), (square / count - mean.square()).clamp(min=0).sqrt().float()

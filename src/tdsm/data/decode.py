@@ -131,10 +131,10 @@ def decode_batch(named: Iterable[tuple[str, Encoded]], channels: Channels, size:
             pixels.append(image.pixels)
             read.append(position)
         facts.update(image.facts)
-    grey, depth = sum(len(image) == 1 for image in pixels), max(map(len, pixels), default=1)
+    grey, depth = sum(len(values) == 1 for values in pixels), max(map(len, pixels), default=1)
     stacked = np.zeros((len(pixels), depth, *next(iter(sizes), (0, 0))), np.uint8)
-    for place, image in zip(stacked, pixels, strict=True):
-        place[:] = image
+    for place, values in zip(stacked, pixels, strict=True):
+        place[:] = values
     return Batch(stacked, np.array(read, dtype=np.int64), Said(len(read), grey, facts, bad, sizes))
 
 

@@ -77,9 +77,10 @@ class FeatureRows:
 
     def __init__(self, shards: Sequence[Tensor]):
         mapped = Rows(shards)
-        held = sum(rows.nbytes for rows in _HELD)
+        held: int = sum(rows.nbytes for rows in _HELD)
         self.rows = Rows([torch.cat(list(shards))]) if held + mapped.nbytes <= MEMORY_BYTES else mapped
-        self.shape, self.nbytes = mapped.shape, mapped.nbytes
+        self.shape = mapped.shape
+        self.nbytes: int = mapped.nbytes
         if self.rows is not mapped:
             _HELD.add(self)
 
