@@ -46,6 +46,18 @@ def test_what_is_tabulated_is_what_the_measures_say(run):
     assert rows["additive"]["completeness_error"] < 1e-2 < rows["solo"]["completeness_error"]
 
 
+def test_each_batch_is_encoded_once_for_all_methods(run, monkeypatch):
+    encode, encoded = type(run.field).encode, []
+
+    def counted(field, images, *args):
+        encoded.append(len(images))
+        return encode(field, images, *args)
+
+    monkeypatch.setattr(type(run.field), "encode", counted)
+    analyse(run, 20, batch_size=10)
+    assert encoded == 2 * [10, 10, 10]  # as it is, noised, shifted
+
+
 def test_batches_change_nothing_but_the_noise(run):
     one, other = (by_method(analyse(run, 12, batch_size=size)) for size in (12, 5))
     for method in METHODS:

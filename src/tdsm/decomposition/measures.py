@@ -145,15 +145,36 @@ def match_tokens(
     >>> match_tokens(images, images[:, [2, 0, 1]])[0]
     tensor([1, 2, 0])
     """
-    from scipy.optimize import linear_sum_assignment
+    return match_similar(token_similarity(components, others).mean(0))
 
+
+def token_similarity(
+    components: ComponentImages, others: Float[Tensor, "images others *places channels"]
+) -> Float[Tensor, "batch tokens others"]:
+    """Correlate every token's component with every component of another field, image by image.
+
+    Raises:
+        UsageError: If the other field has fewer tokens, or images or points differ.
+    """
     same = components.shape[:1] + components.shape[2:] == others.shape[:1] + others.shape[2:]
     if not same or components.shape[1] > others.shape[1]:
         raise UsageError(
             f"match_tokens: components have shape {tuple(components.shape)} and {tuple(others.shape)}; expected the "
             "same images at the same points, and at least as many tokens in the second."
         )
-    similarity = (_standardize(components) @ _standardize(others).mT).mean(0)
+    return _standardize(components) @ _standardize(others).mT
+
+
+def match_similar(
+    similarity: Float[Tensor, "tokens others"],
+) -> tuple[Int[Tensor, " tokens"], Float[Tensor, " tokens"]]:
+    """Find each token's counterpart by the similarity of all pairs, as `match_tokens` does.
+
+    >>> match_similar(torch.tensor([[0.1, 0.9], [0.5, 0.8]]))
+    (tensor([1, 0]), tensor([0.9000, 0.5000]))
+    """
+    from scipy.optimize import linear_sum_assignment
+
     rows, columns = map(torch.from_numpy, linear_sum_assignment(similarity.detach().cpu().numpy(), maximize=True))
     columns = columns.to(similarity.device)
     return columns, similarity[rows.to(similarity.device), columns]
@@ -232,12 +253,35 @@ def between_image_share(features: Float[Tensor, "batch tokens *features"]) -> Fl
     >>> between_image_share(torch.arange(3.0).reshape(1, 3, 1).expand(4, 3, 1))
     tensor([0., 0., 0.])
     """
-    features = features.flatten(2)
-    token_mean = features.mean(0)
-    from_image = (features - token_mean).square().sum(-1).mean(0)
-    from_token = (token_mean - token_mean.mean(0)).square().sum(-1)
-    total = from_image + from_token
-    return from_image / torch.where(total == 0, 1.0, total)
+    return ImageShare().add(features).share().to(features.dtype)
+
+
+class ImageShare:
+    """The sums of `between_image_share`, in float64, for images that come in batches."""
+
+    images: int = 0
+    total: Tensor | float = 0.0
+    squares: Tensor | float = 0.0
+
+    def add(self, features: Float[Tensor, "batch tokens *features"]) -> "ImageShare":
+        """Add some images."""
+        flat = features.flatten(2).double()
+        self.images += len(flat)
+        self.total = self.total + flat.sum(0)
+        self.squares = self.squares + flat.square().sum((0, -1))
+        return self
+
+    def share(self) -> Float[Tensor, " tokens"]:
+        """Return the share of all images added."""
+        mean = torch.as_tensor(self.total) / self.images
+        from_image = (self.squares / self.images - mean.square().sum(-1)).clamp(min=0)
+        from_token = (mean - mean.mean(0)).square().sum(-1)
+        total = from_image + from_token
+        return from_image / torch.where(total == 0, 1.0, total)
+
+    def constants(self, threshold: float = 0.05) -> list[int]:
+        """Name the tokens that hardly depend on the image, as `positional_constants` does."""
+        return (self.share() < threshold).nonzero().flatten().tolist()
 
 
 def positional_constants(features: Float[Tensor, "batch tokens *features"], threshold: float = 0.05) -> list[int]:
@@ -250,7 +294,7 @@ def positional_constants(features: Float[Tensor, "batch tokens *features"], thre
     >>> positional_constants(features)
     [0, 2]
     """
-    return (between_image_share(features) < threshold).nonzero().flatten().tolist()
+    return ImageShare().add(features).constants(threshold)
 
 
 def class_selectivity(components: ComponentImages, labels: Int[Tensor, " batch"]) -> Float[Tensor, " tokens"]:

@@ -1,5 +1,7 @@
 """Measure every decomposition of a run's field on its test images, and tabulate."""
 
+from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,19 @@ from tdsm.base.text import Table, count_of
 from tdsm.data.sampling import stratified_sample
 from tdsm.decomposition import DECOMPOSITIONS, Decomposition, decompose, methods_for
 from tdsm.decomposition.measures import (
+    ImageShare,
     class_selectivity,
     deletion_curve,
     effective_rank,
     insertion_curve,
-    match_tokens,
-    positional_constants,
+    match_similar,
     rank_by_energy,
     redundancy,
     spatial_spread,
     stability,
+    token_similarity,
 )
+from tdsm.models.field import NeuralField
 from tdsm.pipeline.findings import write_findings
 from tdsm.pipeline.run import Run
 from tdsm.tokenfield import TokenField
@@ -68,8 +72,14 @@ def analyse(run: Run, images: int, other: Run | None = None, batch_size: int = 1
             "data settings, whose field was trained from another seed."
         )
     drawn = stratified_sample(run.data.test.labels, images, generator(run.config.seed, "analysis"))
-    rows = [_measure(run, other, method, drawn, batch_size) for method in compared(run.field)]
-    return {"images": len(drawn), "tokens": run.field.config.num_tokens, "rows": rows}
+    seen = {method: _Seen() for method in compared(run.field)}
+    for number, rows in enumerate(track(drawn.split(batch_size), "analysing", unit="batch")):
+        batch = _encoded(run, other, rows, number)
+        for method, so_far in seen.items():
+            _measure(batch, method, so_far)
+    labels = run.data.test.labels[drawn] if run.data.has_labels else None
+    table = [{"method": method} | so_far.row(labels) for method, so_far in seen.items()]
+    return {"images": len(drawn), "tokens": run.field.config.num_tokens, "rows": table}
 
 
 def write_analysis(run: Run, analysis: dict[str, Any]) -> tuple[Path, str]:
@@ -104,41 +114,64 @@ def _title(name: str) -> str:
     return name.replace("_db", "_dB").replace("_", " ")
 
 
-def _measure(run: Run, other: Run | None, method: str, drawn: Int[Tensor, " images"], batch_size: int) -> dict:
-    parts: dict[str, list[Tensor]] = {}
-    components, others, size = [], [], run.data.test.size
-    for number, rows in enumerate(track(drawn.split(batch_size), f"analysing {method}", unit="batch")):
-        images = run.data.test.floats(rows).to(run.device)
-        tokens = run.field.encode(images)
-        result = decompose(run.field, tokens, size=size, method=method)
-        components.append(result.components.cpu())
-        if other is not None:
-            others.append(decompose(other.field, other.field.encode(images), size=size, method=method).components.cpu())
-        noise = NOISE * torch.randn(images.shape, generator=generator(run.config.seed, "noise", number))
-        for name, values in _per_image(run, images, tokens, result, noise.to(images.device)).items():
-            parts.setdefault(name, []).append(values.cpu())
-    means = {name: torch.cat(values).mean().item() for name, values in parts.items()}
-    together = torch.cat(components)
-    row = {"method": method, **means, "positional_constants": positional_constants(together)}
-    if run.data.has_labels:
-        row["class_selectivity"] = class_selectivity(together, run.data.test.labels[drawn]).mean().item()
-    if others:
-        row["seed_stability"] = match_tokens(together, torch.cat(others))[1].mean().item()
-    return row
+@dataclass(frozen=True)
+class _Batch:
+    """Images and, each encoded once for every decomposition, the tokens of all that is compared."""
+
+    field: NeuralField
+    images: Float[Tensor, "batch channels height width"]
+    tokens: Tensor
+    noisy: Tensor
+    shifted: Tensor
+    other: tuple[NeuralField, Tensor] | None
+
+    def components(self, field: NeuralField, tokens: Tensor, method: str) -> Decomposition:
+        return decompose(field, tokens, size=tuple(self.images.shape[2:]), method=method)
 
 
-def _per_image(
-    run: Run,
-    images: Float[Tensor, "batch channels height width"],
-    tokens: Tensor,
-    result: Decomposition,
-    noise: Float[Tensor, "batch channels height width"],
-) -> dict[str, Tensor]:
-    size, half = tuple(images.shape[2:]), tokens.shape[1] // 2
-    noisy = decompose(run.field, run.field.encode(images + noise), size=size, method=result.method).components
-    shifted = images.roll(SHIFT, dims=-1)
-    moved = decompose(run.field, run.field.encode(shifted), size=size, method=result.method).components
-    rank, target = rank_by_energy(result.components), images.movedim(1, -1)
+@dataclass
+class _Seen:
+    """What is kept of the images so far: no component image, whatever their number."""
+
+    measures: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    pooled: list[Tensor] = field(default_factory=list)
+    share: ImageShare = field(default_factory=ImageShare)
+    similarity: list[Tensor] = field(default_factory=list)
+
+    def row(self, labels: Int[Tensor, " images"] | None) -> dict[str, Any]:
+        """Return the means over all images."""
+        row: dict[str, Any] = {name: torch.cat(values).mean().item() for name, values in self.measures.items()}
+        row["positional_constants"] = self.share.constants()
+        if labels is not None:
+            row["class_selectivity"] = class_selectivity(torch.cat(self.pooled), labels).mean().item()
+        if self.similarity:
+            mean = torch.stack(self.similarity).sum(0) / sum(map(len, self.pooled))
+            row["seed_stability"] = match_similar(mean)[1].mean().item()
+        return row
+
+
+def _encoded(run: Run, other: Run | None, rows: Int[Tensor, " batch"], number: int) -> _Batch:
+    images = run.data.test.floats(rows).to(run.device)
+    noise = NOISE * torch.randn(images.shape, generator=generator(run.config.seed, "noise", number)).to(run.device)
+    versions = (run.field.encode(x) for x in (images, images + noise, images.roll(SHIFT, dims=-1)))
+    return _Batch(run.field, images, *versions, None if other is None else (other.field, other.field.encode(images)))
+
+
+def _measure(batch: _Batch, method: str, seen: _Seen) -> None:
+    result = batch.components(batch.field, batch.tokens, method)
+    for name, values in _per_image(batch, result).items():
+        seen.measures[name].append(values.cpu())
+    seen.pooled.append(result.components.flatten(2, -2).mean(2, keepdim=True).cpu())
+    seen.share.add(result.components.cpu())
+    if batch.other is not None:
+        others = batch.components(*batch.other, method).components
+        seen.similarity.append(token_similarity(result.components, others).sum(0).cpu())
+
+
+def _per_image(batch: _Batch, result: Decomposition) -> dict[str, Tensor]:
+    tokens, size, half = batch.tokens, tuple(batch.images.shape[2:]), batch.tokens.shape[1] // 2
+    noisy, moved = (batch.components(batch.field, x, result.method).components for x in (batch.noisy, batch.shifted))
+    rank, target = rank_by_energy(result.components), batch.images.movedim(1, -1)
     return {
         "completeness_error": result.completeness_error,
         "redundancy": redundancy(result.components),
@@ -146,6 +179,6 @@ def _per_image(
         "spread": spatial_spread(result.components).mean(dim=1),
         "noise_stability": stability(result.components, noisy).mean(dim=1),
         "shift_stability": stability(result.components, moved, shift=(0, SHIFT)).mean(dim=1),
-        "deletion_db": deletion_curve(run.field, tokens, rank, target, [half], size=size)[:, 0],
-        "insertion_db": insertion_curve(run.field, tokens, rank, target, [half], size=size)[:, 0],
+        "deletion_db": deletion_curve(batch.field, tokens, rank, target, [half], size=size)[:, 0],
+        "insertion_db": insertion_curve(batch.field, tokens, rank, target, [half], size=size)[:, 0],
     }
