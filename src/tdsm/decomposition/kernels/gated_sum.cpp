@@ -38,11 +38,17 @@ static inline void add(float* x, Lanes y) { *reinterpret_cast<Lanes*>(x) += y; }
 static inline void clear(float* x, Size n) { std::memset(x, 0, n * sizeof(float)); }
 
 static inline float total(Lanes x) {
+#if defined(__AVX512F__)
   typedef float Four __attribute__((vector_size(16)));
   Four parts[kLanes / 4], sum = {};
   std::memcpy(parts, &x, sizeof x);
   for (const Four& part : parts) sum += part;
   return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+#else
+  float sum = 0;
+  for (Size i = 0; i < kLanes; ++i) sum += x[i];
+  return sum;
+#endif
 }
 
 // Coefficients, the limit and the powers are macros: kernels/build.py has them, and where they come from.
