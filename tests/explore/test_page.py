@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import tdsm
+from tdsm.base.statistics import psnr
 from tdsm.explore.export import exported_page
 from tests.explore.test_server import Site
 from tests.explore.test_studio import picture, random_studio
@@ -190,6 +191,17 @@ def test_taking_a_token_away_is_exact_and_says_so(visit, studio):
     assert visit.text("how") == "exact: the field decodes again"
     visit.click("#none")
     near(visit.array("shown.a"), parts_of(studio, 0, "additive", 32).base[0])
+
+
+def test_decibels_are_counted_as_everywhere(visit, studio):
+    visit.page.locator("#size").fill("0")
+    visit.settle()
+    visit.tile(1).click()
+    parts = parts_of(studio, 0, "additive", 8)
+    picture = parts.base[0] + parts.components[0, [0, 2, 3]].sum(0)
+    image = studio.image(0, 0).movedim(1, -1)
+    both = [psnr(picture[None], other).item() for other in (image, parts.reconstruction)]
+    assert visit.text("shown-caption") == "shown, 8×8 · {:.1f} dB to the input · {:.1f} dB to all tokens".format(*both)
 
 
 def test_all_none_and_invert(visit):

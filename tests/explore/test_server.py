@@ -99,7 +99,6 @@ def test_the_address_with_the_token_gives_a_cookie_and_leaves_no_trace_of_it(sit
         (421, {"Host": "evil.example"}),
         (421, {"Host": "127.0.0.1"}),
         (421, {"Host": "127.0.0.1:1"}),
-        (421, {"Host": None}),
         (403, {"Origin": "http://evil.example"}),
         (403, {"Origin": "null"}),
         (403, {"Sec_Fetch_Site": "cross-site"}),
@@ -112,6 +111,10 @@ def test_strangers_get_nothing(site, path, status, headers):
     assert refused[0] == status
     assert refused[1]["content-security-policy"].startswith("default-src 'none'")
     assert len(refused[2]) < 100
+
+
+def test_a_request_without_a_host_is_none(site):
+    assert site.ask("/about", Host=None)[0] == 400
 
 
 @pytest.mark.parametrize("token", ["", "x", TOKEN[:-1], TOKEN + "x", "%00", "ü"])

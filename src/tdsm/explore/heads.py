@@ -157,11 +157,14 @@ class FittedHead:
 
 
 def fitted_heads(run: Run) -> dict[str, FittedHead]:
-    """Return the heads of a run that are fitted to its trained field, the first seed of each, by the row's name."""
+    """Return the heads of a run that are fitted to its trained field, the first seed of each, by the row's name.
+
+    Those that read the tokens' maps come first.
+    """
     heads = {}
     encoded = Encoded(run.field, run.data.test.floats([0]).to(run.device), run.config.maps)
     with torch.no_grad():
-        for name in fitted_rows(run):
+        for name in sorted(fitted_rows(run), key=lambda name: ROWS[name].role != "tdsm"):
             row = ROWS[name]
             if row.head is None or row.features is None or not row.is_trained:
                 continue

@@ -160,7 +160,7 @@ def application(studio: Studio) -> Starlette:
 
     answers = Answers(studio)
     image = "{shelf:int}/{row:int}"
-    return Starlette(
+    page_and_answers = Starlette(
         routes=[
             Route("/", lambda _: HTMLResponse(page)),
             Route("/about", asked(answers.about)),
@@ -175,6 +175,8 @@ def application(studio: Studio) -> Starlette:
         ],
         exception_handlers={404: lambda *_: PlainTextResponse("There is nothing here.", 404)},
     )
+    page_and_answers.router.redirect_slashes = False
+    return page_and_answers
 
 
 class Answers:

@@ -83,11 +83,12 @@ function quantile(values, share) {
   return sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
 }
 
-// Peak signal-to-noise ratio in decibels of pictures in [-1, 1] of the same shape.
+// Peak signal-to-noise ratio in decibels of pictures of the same shape, clipped to [-1, 1]; at most 100.
 function psnr(one, other) {
+  const clip = (value) => Math.max(-1, Math.min(1, value));
   let error = 0;
-  one.values.forEach((value, at) => { error += (value - other.values[at]) ** 2; });
-  return 10 * Math.log10(4 / (error / one.values.length));
+  one.values.forEach((value, at) => { error += (clip(value) - clip(other.values[at])) ** 2; });
+  return Math.min(100, 10 * Math.log10(4 / (error / one.values.length)));
 }
 
 const signed = (value, digits = 2) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);

@@ -301,7 +301,7 @@ function present(picture, began) {
   const [height, width] = about.size, from = psnr(picture.a, a.sums.reconstruction);
   $("input-caption").textContent = `${b ? "A, input" : "input"}, ${height}×${width}`;
   const faith = isNative ? ` · ${psnr(picture.a, a.input).toFixed(1)} dB to the input` : "";
-  const away = Number.isFinite(from) ? ` · ${from.toFixed(1)} dB to all tokens` : "";
+  const away = from < 100 ? ` · ${from.toFixed(1)} dB to all tokens` : "";
   $("shown-caption").textContent = `${b ? "A, " : ""}shown, ${picture.a.shape[0]}×${picture.a.shape[1]}${faith}${away}`;
   $("count").textContent = `${count} of ${about.tokens} tokens on${state.swapped.some(Boolean) ? `, ${sum([...state.swapped])} swapped` : ""}`;
   const why = state.swapped.some(Boolean) && !state.isExactAsked ? "exact, for what is swapped: the field decodes again" : "exact: the field decodes again";
