@@ -26,7 +26,7 @@ def given(folder):
     field = tdsm.NeuralField(tdsm.FieldConfig(**config, self_heads=2, self_head_dim=4, processor_depth=1))
     (folder / "text.pt").write_text("no checkpoint")
     (folder / "empty").mkdir()
-    for name in ("broken config", "cut weights", "no weights"):
+    for name in ("whole", "broken config", "cut weights", "no weights"):
         field.save_pretrained(folder / name)
     (folder / "broken config" / "config.json").write_text('{"widths": [8')
     weights = folder / "cut weights" / "model.safetensors"
@@ -192,6 +192,16 @@ CASES = {
     "cut weights": (lambda g: tdsm.load_field(g.folder / "cut weights"), "model.safetensors", "safetensors"),
     "no weights": (lambda g: tdsm.load_field(g.folder / "no weights"), "model.safetensors", "no such file"),
     "heads for a folder": (lambda g: tdsm.load_field(g.folder / "empty", cross_heads=3), "folder", "cross_heads"),
+    "a store that is none": (lambda g: tdsm.open_store(g.folder / "empty"), "empty", "no store here", "tdsm extract"),
+    "a run that is none": (lambda g: tdsm.load_run(g.folder / "empty"), "empty", "no run here", "tdsm train"),
+    "features of no field": (lambda g: tdsm.FieldFeatures(g.folder / "empty", ["tokens"]), "empty", "no field found"),
+    "an unknown feature": (lambda g: tdsm.FieldFeatures(g.folder / "whole", ["tokns"]), "tokns", "'tokens'", "values"),
+    "features of no images": (
+        lambda g: tdsm.FieldFeatures(g.folder / "whole", ["tokens"])({"image": g.images.numpy()}),
+        "float32 of shape (2, 3, 4, 4)",
+        "expected uint8",
+    ),
+    "features of nothing": (lambda g: tdsm.FieldFeatures(g.folder / "whole", ["tokens"])({}), "[]", "'image'"),
 }
 
 

@@ -17,16 +17,20 @@ if TYPE_CHECKING:
     from tdsm.decomposition.reduce import reduce_components
     from tdsm.decomposition.select import select_tokens
     from tdsm.explore.notebook import show
+    from tdsm.features.callable import FieldFeatures
+    from tdsm.features.reader import open_store
     from tdsm.models import adapters
     from tdsm.models.config import FieldConfig
     from tdsm.models.field import NeuralField, get_tdsm
     from tdsm.models.load import load_field
+    from tdsm.pipeline.reader import load_run
     from tdsm.tokenfield import TokenField
 
 __version__ = version("tdsm")
 
 __all__ = [
     "FieldConfig",
+    "FieldFeatures",
     "NeuralField",
     "TDSMClassifier",
     "TdsmError",
@@ -39,6 +43,8 @@ __all__ = [
     "decompose",
     "get_tdsm",
     "load_field",
+    "load_run",
+    "open_store",
     "plan_decoding",
     "pooled_map",
     "reduce_components",
@@ -49,6 +55,7 @@ __all__ = [
 
 _HOME = {
     "FieldConfig": "tdsm.models.config",
+    "FieldFeatures": "tdsm.features.callable",
     "NeuralField": "tdsm.models.field",
     "TDSMClassifier": "tdsm.classification.heads",
     "TdsmError": "tdsm.base.errors",
@@ -60,6 +67,8 @@ _HOME = {
     "decompose": "tdsm.decomposition",
     "get_tdsm": "tdsm.models.field",
     "load_field": "tdsm.models.load",
+    "load_run": "tdsm.pipeline.reader",
+    "open_store": "tdsm.features.reader",
     "plan_decoding": "tdsm.decomposition",
     "pooled_map": "tdsm.decomposition",
     "reduce_components": "tdsm.decomposition.reduce",

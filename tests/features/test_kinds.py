@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tdsm.features.config import MapConfig
 from tdsm.features.kinds import FEATURES, Encoded
@@ -23,3 +24,14 @@ def test_features_that_need_no_field_are_of_the_images_alone(encoded):
     for kind in FEATURES.values():
         if not kind.needs_field:
             assert torch.equal(kind.compute(encoded), kind.compute(other))
+
+
+@pytest.mark.parametrize(("pool", "function"), [("avg", F.adaptive_avg_pool2d), ("max", F.adaptive_max_pool2d)])
+@pytest.mark.parametrize("method", ["solo", "additive"])
+def test_pooled_maps_are_the_maps_pooled(encoded, method, pool, function):
+    config = MapConfig(size=(4, 3), method=method, reduction="rgb", selection="0,3", pool=pool, cells=2)
+    given = Encoded(encoded.field, encoded.images, config)
+    maps = FEATURES["tdsm"].compute(given)
+    pooled = FEATURES["pooled"].compute(given)
+    assert pooled.shape == (2, 2, 2, 6)
+    torch.testing.assert_close(pooled, function(maps.movedim(-1, 1), (2, 2)).movedim(1, -1))

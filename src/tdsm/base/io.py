@@ -12,6 +12,7 @@ what the folder was made from, and a seal, the hash of all that: a changed byte 
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -36,7 +37,9 @@ def write_bytes(path: Path, data: bytes) -> str:
     """Write `data` to `path` atomically and return its SHA-256."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(
+        f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    )  # of this machine and of others
     try:
         with open(temporary, "wb") as handle:
             handle.write(data)
@@ -91,7 +94,7 @@ def write_folder(path: Path, fill: Callable[[Path], None], made_from: Mapping[st
     temporary.mkdir()
     try:
         fill(temporary)
-        _write_manifest(temporary, made_from or {})
+        seal_folder(temporary, made_from or {})
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.replace(path, old)
@@ -169,11 +172,19 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _write_manifest(folder: Path, made_from: Mapping[str, Any]) -> None:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    entries = {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": file_hash(p)} for p in files}
+def seal_folder(folder: Path, made_from: Mapping[str, Any], hashes: Mapping[str, str] | None = None) -> None:
+    """Write the manifest of all that is in a folder, which makes it whole.
+
+    Args:
+        folder: What is in it is complete.
+        made_from: What the content depends on, as JSON can hold it.
+        hashes: The SHA-256 of files whose hash is known, by their path from the folder; others are read.
+    """
+    known, own = hashes or {}, Path(folder) / MANIFEST
+    files = {p.relative_to(folder).as_posix(): p for p in sorted(Path(folder).rglob("*")) if p.is_file() and p != own}
+    entries = {n: {"size": p.stat().st_size, "sha256": known.get(n) or file_hash(p)} for n, p in files.items()}
     origin = plain(dict(made_from))
-    write_json(folder / MANIFEST, {"files": entries, "made_from": origin, "seal": _seal(entries, origin)})
+    write_json(own, {"files": entries, "made_from": origin, "seal": _seal(entries, origin)})
 
 
 def _seal(files: dict, made_from: dict) -> str:

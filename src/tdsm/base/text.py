@@ -49,6 +49,17 @@ def thousands(number: int) -> str:
     return f"{number:,}".replace(",", THIN)
 
 
+def duration(seconds: float) -> str:
+    """Write a duration for people.
+
+    >>> duration(40.0), duration(400.0), duration(40000.0)
+    ('40 s', '7 min', '11.1 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def count_of(number: int, noun: str) -> str:
     """Write how many there are.
 

@@ -25,6 +25,7 @@ DESCRIPTION = """Token-wise decoded decomposition of neural fields, and classifi
   tdsm report runs/cifar
 
 Images come from --data.source: digits, a folder of images or parquet files, an .npz file, a Hugging Face id.
+Features go anywhere by:  tdsm extract runs/cifar --features tokens pooled --to STORE
 A checkpoint of your own, or a published one, comes in by:  tdsm train --init FILE --train.steps 0 --run runs/mine
 `tdsm VERB --help` shows a verb's options; --debug anywhere shows the traceback of an error.
 """

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
@@ -16,8 +15,10 @@ from tdsm.base.errors import ResourceError, UsageError
 from tdsm.base.settings import Choice, Positive, Settings
 from tdsm.bench.config import BenchConfig
 from tdsm.classification.config import ProbeConfig, RegimeConfig
+from tdsm.cli.extraction import Extract, Predict, Verify
 from tdsm.cli.options import preset, read_yaml, to_yaml
 from tdsm.cli.presets import PRESETS, digits
+from tdsm.cli.verb import RunFolder, Verb, say
 from tdsm.decomposition.registry import DECOMPOSITIONS
 from tdsm.features.config import MapConfig
 from tdsm.pipeline.config import RunConfig
@@ -26,24 +27,11 @@ from tdsm.study.config import QUESTIONS, AnalysisConfig, Asked
 if TYPE_CHECKING:
     from tdsm.pipeline.run import Run
 
-RunFolder = Annotated[tyro.conf.Positional[Path], Field(description="Run folder of `tdsm train` or `tdsm demo`.")]
 Source = Annotated[
     str | None,
     tyro.conf.arg(name="data.source"),
     Field(description="Where the run's data are now, if they were moved."),
 ]
-
-
-class Verb(Settings):
-    """What a verb is told."""
-
-    def execute(self) -> None:
-        """Do it."""
-        raise NotImplementedError
-
-    def based(self) -> "Verb":
-        """Return the same with the settings that flags start from, once it is known what it is about."""
-        return self
 
 
 class Train(Verb):
@@ -163,6 +151,10 @@ class Stage(Verb):
     run: RunFolder
     source: Source = None
 
+    def options(self) -> dict[str, Any]:
+        """Return where the run's data are, and what else is read from elsewhere."""
+        return {"source": self.source}
+
     @contextmanager
     def taken_up(self) -> Iterator["Run"]:
         """Own the run and take it up."""
@@ -172,10 +164,20 @@ class Stage(Verb):
         path = self.run.expanduser()
         read_config(path)  # before anything is put there
         with _owned(path):
-            yield stages.take_up(path, say, source=self.source)
+            yield stages.take_up(path, say, **self.options())
 
 
-class Classify(Stage):
+class Reading(Stage):
+    """A stage that reads features of a run's images."""
+
+    store: Path | None = Field(None, description="Store of `tdsm extract` to read features from, where it has them.")
+
+    def options(self) -> dict[str, Any]:
+        """Return where the run's data are, and the store."""
+        return super().options() | {"store": self.store}
+
+
+class Classify(Reading):
     """Train heads and baselines on a run's maps. Map and head settings are the run's unless given here."""
 
     maps: MapConfig = Field(MapConfig(), description="Spatial maps.")
@@ -204,7 +206,7 @@ class Classify(Stage):
             stages.classify(run, self.maps, self.probe)
 
 
-class Evaluate(Stage):
+class Evaluate(Reading):
     """Score a run's heads and baselines on the test split, which is read once a row and seed."""
 
     def execute(self) -> None:
@@ -253,7 +255,7 @@ class Analyse(Stage):
             print(path)
 
 
-class Question(Stage):
+class Question(Reading):
     """A question asked of a run."""
 
     settings: Asked
@@ -373,17 +375,15 @@ VERBS: dict[str, Any] = {
     "finetune": Finetune,
     "analyse": Analyse,
     "study": Study,
+    "extract": Extract,
+    "verify": Verify,
+    "predict": Predict,
     "report": Report,
     "explore": Explore,
     "info": Info,
     "bench": Bench,
 }
-SHARED = ("demo", "train", "finetune")  # verbs whose work several processes share out
-
-
-def say(words: str) -> None:
-    """Tell the person at the terminal; results that other programs read go to standard output instead."""
-    print(words, file=sys.stderr, flush=True)
+SHARED = ("demo", "train", "finetune", "extract")  # verbs whose work several processes share out
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from tdsm.features.kinds import FEATURES, Encoded, Images, Maps
 from tdsm.features.store import FeatureRows, fault, read_shards, shard_ranges, write_shard
 from tdsm.models.field import NeuralField
 
+Lent = Callable[[str, dict[str, Any]], list[Tensor] | None]
 Change = Callable[[Images, Tensor], Images]  # of images and their ids, such as an augmentation
 
 
@@ -44,6 +45,24 @@ def fingerprint_field(field: NeuralField) -> str:
     return digest.hexdigest()
 
 
+def feature_origin(
+    name: str, field_hash: str, data: str, config: MapConfig, change: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Name all that decides a feature.
+
+    Args:
+        name: In FEATURES.
+        field_hash: Of `fingerprint_field`.
+        data: The fingerprint of the images.
+        config: Which maps; settings that do not matter to this feature are left out.
+        change: What was done to the images before encoding.
+    """
+    kind, settings = FEATURES[name], config.model_dump(mode="json")
+    used = [*kind.settings, *(["dtype"] if kind.is_map else [])]
+    origin = {"field": field_hash, "data": data, "feature": name}
+    return origin | {"maps": {key: settings[key] for key in used}, "change": change}
+
+
 class FeatureSet:
     """The features of one image set by one field.
 
@@ -57,6 +76,7 @@ class FeatureSet:
         config: Which maps.
         change: Applied to images and their ids before encoding.
         change_name: What `change` is, as JSON can hold it.
+        lent: Returns the shards of a feature that was made elsewhere, given its name and all that decides it, or None.
         say: Told in one line why features that are there are made anew.
     """
 
@@ -70,18 +90,16 @@ class FeatureSet:
         *,
         change: Change | None = None,
         change_name: dict[str, Any] | None = None,
+        lent: Lent | None = None,
         say: Callable[[str], None] = lambda words: None,
     ):
         self.folder, self.field, self.field_hash, self.images, self.config = folder, field, field_hash, images, config
-        self.change, self.change_name, self.say = change, change_name, say
+        self.change, self.change_name, self.lent, self.say = change, change_name, lent, say
         self._rows: dict[str, FeatureRows] = {}
 
     def made_from(self, name: str) -> dict[str, Any]:
         """Name all that decides a feature."""
-        kind, settings = FEATURES[name], self.config.model_dump(mode="json")
-        used = [*kind.settings, *(["dtype"] if kind.is_map else [])]
-        origin = {"field": self.field_hash, "data": self.images.fingerprint(), "feature": name}
-        return origin | {"maps": {key: settings[key] for key in used}, "change": self.change_name}
+        return feature_origin(name, self.field_hash, self.images.fingerprint(), self.config, self.change_name)
 
     def rows(self, name: str) -> FeatureRows:
         """Return a feature of all samples; extract what is not there."""
@@ -95,7 +113,11 @@ class FeatureSet:
             NonFiniteError: If a value is not finite or does not fit its dtype.
             ResourceError: If the disk cannot hold them.
         """
-        names = [name for name in dict.fromkeys(names) if name not in self._rows]
+        names = list(dict.fromkeys(names))
+        for name in names:
+            if name not in self._rows and self.lent and (shards := self.lent(name, self.made_from(name))) is not None:
+                self._rows[name] = FeatureRows(shards)
+        names = [name for name in names if name not in self._rows]
         missing = self._missing(names)
         if missing:
             self._check_disk(missing)

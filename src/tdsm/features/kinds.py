@@ -7,6 +7,7 @@ Every feature is channels last, so that one head fits all: a map is (height, wid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tdsm.base.randomness import generator
-from tdsm.decomposition import decompose, spatial_map
+from tdsm.decomposition import decompose, pooled_map, spatial_map
 from tdsm.decomposition.reduce import reduce_components
+from tdsm.decomposition.registry import POOLS
 from tdsm.decomposition.select import parse_selection
 from tdsm.features.config import MapConfig
 from tdsm.models.field import NeuralField
@@ -102,6 +104,16 @@ def _maps_by(encoded: Encoded, method: str | None = None) -> Maps:
     return make_maps(encoded.field, encoded.tokens, config, encoded.size)
 
 
+def _pooled(encoded: Encoded) -> Maps:
+    """Pool the maps of the settings over a grid of regions; those of `solo` never exist all at once."""
+    field, config = encoded.field, encoded.config
+    if config.method != "solo":
+        maps = rearrange(_maps_by(encoded), "b h w k -> b k h w")
+        return rearrange(POOLS[config.pool](maps, (config.cells, config.cells)), "b k h w -> b h w k")
+    options: dict[str, Any] = {"pool": config.pool, "cells": config.cells, "reduction": config.reduction}
+    return pooled_map(field, encoded.tokens, encoded.size, selection=parse_selection(config.selection), **options)
+
+
 def _reconstruction(encoded: Encoded) -> Maps:
     return encoded.field.decode(encoded.tokens, size=encoded.size)
 
@@ -135,6 +147,9 @@ FEATURES: dict[str, FeatureKind] = {
     "reconstruction": RECONSTRUCTION,
     "tdsm": FeatureKind(
         _maps_by, "the maps of the settings: each token alone, if not said otherwise", MAP_SETTINGS, True
+    ),
+    "pooled": FeatureKind(
+        _pooled, "the maps of the settings, pooled over regions", (*MAP_SETTINGS, "pool", "cells"), True
     ),
     "solo": _decomposed("solo", "each token alone (the TDSM)"),
     "additive": ADDITIVE,

@@ -20,39 +20,49 @@ from tdsm.base import io
 from tdsm.base.errors import CheckpointError
 from tdsm.base.rows import Rows
 from tdsm.base.settings import differences
+from tdsm.features.config import SHARD_SAMPLES
 
-SHARD_SAMPLES = 512
 MEMORY_BYTES = 2**28  # of the features held in memory, all together
 TENSOR = "feature"
 
 
-def shard_ranges(count: int) -> list[range]:
-    """Cut samples 0..count-1 into the ranges that shards hold.
+def shard_ranges(count: int, samples: int | None = None) -> list[range]:
+    """Cut samples 0..count-1 into the ranges that shards hold, `samples` each.
 
     >>> shard_ranges(600)
     [range(0, 512), range(512, 600)]
     """
-    return [range(start, min(start + SHARD_SAMPLES, count)) for start in range(0, count, SHARD_SAMPLES)]
+    step = samples or SHARD_SAMPLES
+    return [range(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def write_shard(
     folder: Path, index: int, feature: Shaped[Tensor, "samples ..."], ids: Int[Tensor, " samples"], made_from: Mapping
 ) -> None:
     """Write one shard, then the sidecar that makes it count."""
-    file = _shard(folder, index)
-    digest = io.write_tensors(file, {TENSOR: feature})
-    sidecar = {"made_from": dict(made_from), "ids": ids.tolist(), "size": file.stat().st_size, "sha256": digest}
-    io.write_json(file.with_suffix(".json"), sidecar)
+    file = shard_file(folder, index)
+    write_sidecar(file, io.write_tensors(file, {TENSOR: feature}), ids, made_from)
 
 
 def fault(folder: Path, index: int, ids: Int[Tensor, " samples"], made_from: Mapping[str, Any]) -> str | None:
     """Say why a shard does not count: it is missing, damaged, or made from something else; None if it counts."""
-    file = _shard(folder, index)
+    return file_fault(shard_file(folder, index), ids, made_from)
+
+
+def write_sidecar(file: Path, digest: str, ids: Int[Tensor, " samples"], made_from: Mapping) -> None:
+    """Write what makes a file of samples count: its hash and size, whose samples it holds, what it was made from."""
+    sidecar = {"made_from": dict(made_from), "ids": ids.tolist(), "size": file.stat().st_size, "sha256": digest}
+    io.write_json(sidecar_of(file), sidecar)
+
+
+def file_fault(file: Path, ids: Int[Tensor, " samples"], made_from: Mapping[str, Any]) -> str | None:
+    """Say why a file of samples does not count; None if it counts."""
     try:
-        sidecar = io.read_object(file.with_suffix(".json"))
+        sidecar = io.read_object(sidecar_of(file))
     except CheckpointError:
-        return "damaged" if file.with_suffix(".json").exists() else "missing"
-    if changed := differences(sidecar.get("made_from") or {}, io.plain(dict(made_from))):
+        return "damaged" if sidecar_of(file).exists() else "missing"
+    known, wanted = sidecar.get("made_from") or {}, io.plain(dict(made_from))
+    if changed := differences({key: known.get(key) for key in wanted}, wanted):
         return f"made from something else ({'; '.join(changed)})"
     if sidecar.get("ids") != ids.tolist():
         return "made from other samples"
@@ -60,13 +70,13 @@ def fault(folder: Path, index: int, ids: Int[Tensor, " samples"], made_from: Map
     return None if whole else "damaged"
 
 
-def read_shards(folder: Path, count: int) -> list[Shaped[Tensor, "samples ..."]]:
-    """Map the shards of `count` samples.
+def read_shards(folder: Path, count: int, samples: int | None = None) -> list[Shaped[Tensor, "_ ..."]]:
+    """Map the shards of `count` samples, `samples` each.
 
     Raises:
         CheckpointError: If one is missing.
     """
-    return [io.read_tensors(_shard(folder, index))[TENSOR] for index in range(len(shard_ranges(count)))]
+    return [io.read_tensors(shard_file(folder, index))[TENSOR] for index in range(len(shard_ranges(count, samples)))]
 
 
 class FeatureRows:
@@ -99,5 +109,11 @@ class FeatureRows:
 _HELD: WeakSet[FeatureRows] = WeakSet()
 
 
-def _shard(folder: Path, index: int) -> Path:
-    return Path(folder) / f"shard-{index:05d}.safetensors"
+def shard_file(folder: Path, index: int, ending: str = ".safetensors") -> Path:
+    """Return where a shard stands."""
+    return Path(folder) / f"shard-{index:05d}{ending}"
+
+
+def sidecar_of(file: Path) -> Path:
+    """Return where a file's sidecar stands; readers of Parquet folders pass over names that begin with _."""
+    return file.with_name(f"{'_' if file.suffix == '.parquet' else ''}{file.stem}.json")

@@ -41,9 +41,16 @@ def keep_data(path: Path, data: Data, config: DataConfig) -> None:
         io.write_tensors(folder / TENSORS, tensors)
         counts = {split: len(images) for split, images in sets.items()}
         facts = {"name": data.name, "source": config.source, "classes": data.train.classes, "images": counts}
-        io.write_json(folder / FACTS, facts | {"notes": data.notes})
+        decoded = {"channels": data.train.channels, "size": data.train.size}
+        io.write_json(folder / FACTS, facts | {"decoded": decoded, "notes": data.notes})
 
     io.write_folder(path / FOLDER, fill, {"data": fingerprints(data)})
+
+
+def decoding_of(path: Path) -> tuple[int, tuple[int, int]]:
+    """Return channels and (height, width) of the images a run was made with."""
+    decoded = io.read_object(path / FOLDER / FACTS)["decoded"]
+    return decoded["channels"], tuple(decoded["size"])
 
 
 def check_data(path: Path, data: Data) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tdsm.base.device import resolve_device
+from tdsm.base.text import duration
 from tdsm.data import Data
 from tdsm.decomposition.reduce import num_maps
 from tdsm.decomposition.select import parse_selection, select_tokens
@@ -46,10 +47,10 @@ def plan(config: RunConfig) -> str:
             f"field: {count_parameters(field):,} parameters, {field.config.num_tokens} tokens × "
             f"{field.config.widths[-1]}",
             f"training: {config.train.steps} steps of {config.train.batch_size} images on {config.device}, about "
-            f"{_words(step_seconds(config.train, data, field) * config.train.steps)}",
+            f"{duration(step_seconds(config.train, data, field) * config.train.steps)}",
             f"maps: {map_height} × {map_width} × "
             f"{num_maps(tokens, data.train.channels, maps.reduction)} as {maps.dtype}; all features of {count} images: "
-            f"{size * count / 2**30:.2f} GiB, about {_words(seconds * count)}",
+            f"{size * count / 2**30:.2f} GiB, about {duration(seconds * count)}",
             f"rows: {', '.join(rows)}; their time is not estimated",
         ]
     )
@@ -85,18 +86,3 @@ def _seconds(work: Callable[[], Any]) -> float:
         work()
         taken.append(time.monotonic() - began)
     return median(taken)
-
-
-def _words(seconds: float) -> str:
-    """Write a duration for people.
-
-    >>> _words(40.0), _words(400.0), _words(40000.0)
-    ('40 s', '7 min', '11.1 h')
-    """
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )

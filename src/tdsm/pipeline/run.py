@@ -14,8 +14,9 @@ from tdsm.data import Data, ImageSet
 from tdsm.data.augment import augment
 from tdsm.data.sampling import stratified_sample
 from tdsm.decomposition import DECOMPOSITIONS, missing_space
-from tdsm.features.extract import FeatureSet, fingerprint_field
+from tdsm.features.extract import FeatureSet, Lent, fingerprint_field
 from tdsm.features.kinds import FEATURES
+from tdsm.features.reader import Store
 from tdsm.features.store import FeatureRows
 from tdsm.models.field import NeuralField
 from tdsm.pipeline.config import RunConfig
@@ -34,6 +35,7 @@ class Run:
     data: Data
     field: NeuralField
     say: Say
+    store: Store | None = None  # features made elsewhere
     _features: dict[tuple[str, bool, int], FeatureSet] = field(default_factory=dict, init=False)
 
     @property
@@ -74,6 +76,10 @@ class Run:
             self._features[key] = self._feature_set(split, is_trained, view)
         return self._features[key]
 
+    def lent(self, split: str, images: ImageSet) -> Lent | None:
+        """Return what lends features of images that were made elsewhere, if there is a store of them."""
+        return None if self.store is None else partial(self.store.lend, split, images)
+
     def samples(self, row: Row, split: str) -> Samples:
         """Return a row's features of a split; only training features may hold augmented views."""
         assert row.features is not None, "a row of the labels alone has no samples"
@@ -96,7 +102,8 @@ class Run:
         field_hash = self.field_hash if is_trained else self._untrained_hash
         folder = self.path / FEATURES_FOLDER / ("trained" if is_trained else "untrained")
         if not view:
-            return FeatureSet(folder / split, field, field_hash, images, self.config.maps, say=self.say)
+            lent = self.lent(split, images) if is_trained else None
+            return FeatureSet(folder / split, field, field_hash, images, self.config.maps, lent=lent, say=self.say)
         settings = self.config.probe.augment
         change = partial(augment, config=settings, seed=self.config.seed, epoch=view)
         name = {"augment": settings.model_dump(mode="json"), "seed": self.config.seed, "epoch": view}

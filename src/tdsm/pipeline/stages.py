@@ -13,6 +13,7 @@ from tdsm.decomposition import check_method
 from tdsm.decomposition.select import parse_selection, select_tokens
 from tdsm.features.config import MapConfig
 from tdsm.features.kinds import FEATURES
+from tdsm.features.reader import open_store
 from tdsm.models.field import NeuralField
 from tdsm.pipeline.config import RunConfig
 from tdsm.pipeline.data import check_data, keep_data, load
@@ -50,13 +51,14 @@ def train(path: Path, config: RunConfig, say: Say, *, resume: bool) -> Run:
     return Run(path, config, data, field, say)
 
 
-def take_up(path: Path, say: Say, *, source: str | None = None) -> Run:
+def take_up(path: Path, say: Say, *, source: str | None = None, store: Path | None = None) -> Run:
     """Take up a run whose field is trained.
 
     Args:
         path: The run's folder.
         say: Told in one line whatever is made anew.
         source: Where the data are now, if they were moved.
+        store: A store of `tdsm extract` whose features are read instead of extracting them here.
 
     Raises:
         CheckpointError: If there is no trained field, or it or the settings were changed.
@@ -71,7 +73,8 @@ def take_up(path: Path, say: Say, *, source: str | None = None) -> Run:
         raise DataError(f"{path}: its data were at {place}, where nothing is. Name where they are with --data.source.")
     data = load(config.data, config.seed)
     check_data(path, data)
-    return Run(path, config, data, kept_field(path, config, data), say)
+    lender = None if store is None else open_store(store)
+    return Run(path, config, data, kept_field(path, config, data), say, lender)
 
 
 def classify(run: Run, maps: MapConfig, probe: ProbeConfig) -> Run:
@@ -80,7 +83,7 @@ def classify(run: Run, maps: MapConfig, probe: ProbeConfig) -> Run:
     config = run.config.model_copy(update={"maps": maps, "probe": probe})
     check(config, run.data, run.field)
     rewrite_config(run.path, config, is_later)
-    run = Run(run.path, config, run.data, run.field, run.say)
+    run = Run(run.path, config, run.data, run.field, run.say, run.store)
     fit_rows(run)
     return run
 

@@ -140,7 +140,8 @@ def _feature_sets(
         field_hash = fingerprint_field(field)
         for split in SPLITS:
             place, images = folder / "features" / name / split, getattr(data, split)
-            yield (name, split), FeatureSet(place, field, field_hash, images, maps, say=run.say)
+            lent = run.lent(split, images) if field is run.field else None
+            yield (name, split), FeatureSet(place, field, field_hash, images, maps, lent=lent, say=run.say)
 
 
 def _maps(data: Data, config: StudyConfig) -> MapConfig:
