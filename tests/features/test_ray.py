@@ -86,9 +86,9 @@ def test_ray_shares_out_by_itself(tmp_path):
     ("address", "variable", "seconds", "name", "words"),
     [
         (None, None, 9e9, "here", "no cluster is named"),
-        ("auto", None, 30, "here", "about 30 s of work, and starting Ray takes 10 to 40 s"),
-        ("auto", None, 6000, "ray", "a cluster is named, and here it would take about 100 min"),
-        (None, "10.0.0.1:6379", 6000, "ray", "a cluster is named"),
+        ("auto", None, 30.0, "here", "about 30 s of work, and starting Ray takes 10 to 40 s"),
+        ("auto", None, 6000.0, "ray", "a cluster is named, and here it would take about 100 min"),
+        (None, "10.0.0.1:6379", 6000.0, "ray", "a cluster is named"),
     ],
 )
 def test_auto_says_what_it_took_and_why(monkeypatch, address, variable, seconds, name, words):

@@ -74,7 +74,7 @@ class Store:
         """Return a feature of all samples of a split, as it is stored."""
         return torch.cat(self.shards(name, split)).numpy()
 
-    def shards(self, name: str, split: str) -> list[Shaped[Tensor, "samples ..."]]:
+    def shards(self, name: str, split: str) -> list[Shaped[Tensor, "_ ..."]]:
         """Return a feature of a split in pieces, mapped from disk where the store is safetensors.
 
         Raises:
