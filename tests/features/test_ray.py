@@ -73,7 +73,7 @@ def test_a_single_processor_is_refused():
 
 def test_ray_that_is_not_installed_is_said_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(ray_engine, "find_spec", lambda name: None)
-    with pytest.raises(ResourceError, match=r"Ray is not installed. Install it: pip install 'tdsm\[ray\]'"):
+    with pytest.raises(ResourceError, match=r'--engine ray: the library ray is not installed. Run: pip install "tdsm\[ray\]"'):
         made(tmp_path / "store", engine="ray")
 
 

@@ -1,6 +1,7 @@
 """One pure callable from a batch of arrays to a batch of arrays, the same wherever it runs."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class FieldFeatures:
 
     def __init__(
         self,
-        field: str,
+        field: str | Path,
         names: Iterable[str],
         maps: MapConfig | None = None,
         device: str = "auto",

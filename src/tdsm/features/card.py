@@ -67,14 +67,11 @@ def begin(work: Work) -> dict[str, Any]:
             )
     elif folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise UsageError(f"{folder}: is not empty and holds no store. Choose another --to.")
-    if not (folder / ABOUT).is_file() or not (folder / SAMPLES).is_file() or not (folder / CARD).is_file():
-        sets = {split: work.images(split) for split in SPLITS}
-        parts = {
-            f"{split}.{part}": getattr(images, part) for split, images in sets.items() for part in ("ids", "labels")
-        }
-        io.write_tensors(folder / SAMPLES, parts)
-        io.write_text(folder / CARD, card(work.job, said))
-        io.write_json(folder / ABOUT, said)
+    sets = {split: work.images(split) for split in SPLITS}
+    parts = {f"{split}.{part}": getattr(images, part) for split, images in sets.items() for part in ("ids", "labels")}
+    io.write_json(folder / ABOUT, said)  # first: a folder with it is a store that was begun
+    io.write_tensors(folder / SAMPLES, parts)
+    io.write_text(folder / CARD, card(work.job, said))
     return said
 
 
@@ -94,9 +91,9 @@ def absent(work: Work) -> list[Unit]:
     return [unit for unit in work.units if not all(_is_there(file) for file in _files(work, unit))]
 
 
-def finish(work: Work) -> list[Unit]:
-    """Seal a store of which every shard is there; return those that are not."""
-    if missing := absent(work):
+def finish(work: Work, *, is_changed: bool) -> list[Unit]:
+    """Seal a store of which every shard is there; return those that are not. A seal stays while nothing is changed."""
+    if (missing := absent(work)) or (not is_changed and (work.folder / io.MANIFEST).is_file()):
         return missing
     io.sweep(work.folder)
     files = [file for unit in work.units for file in _files(work, unit)]
@@ -244,4 +241,4 @@ def _is_there(file: Path) -> bool:
 
 
 def _few(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(name[:120] for name in names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
+from tdsm.base.extras import missing_words
 from tdsm.base.errors import ResourceError, TdsmError, UsageError
 from tdsm.features.config import ExtractConfig
 from tdsm.features.engines import Advance, Engine
@@ -108,7 +109,7 @@ def cause_of(error: BaseException) -> Exception:
 def connected(address: str | None) -> Iterator[None]:
     """Be connected to a cluster, one of this machine alone if no address is given; leave it, or stop it, at the end."""
     if find_spec("ray") is None:
-        raise ResourceError("--engine ray: Ray is not installed. Install it: pip install 'tdsm[ray]', or leave it out.")
+        raise ResourceError(f"--engine ray: {missing_words(ModuleNotFoundError(name='ray'))}")
     import ray
 
     if ray.is_initialized():

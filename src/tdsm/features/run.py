@@ -49,7 +49,7 @@ def extract(job: Job, config: ExtractConfig, say: Say, *, process: int = 0, proc
     title = f"extracting {', '.join(job.features)}"
     with Progress(title, total, done=total - samples, unit="images", quiet=process > 0) as progress:
         ENGINES[name].make(work, list(reasons), config, progress.advance)
-    left = finish(work)
+    left = finish(work, is_changed=bool(reasons))
     if left and processes == 1:
         say(_left_words(left, work, part))
     return not left

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from tdsm.features.registry import FORMATS
 from tdsm.features.store import shard_ranges
 
 SPLITS = ("train", "validation", "test")
+Item = TypeVar("Item")
 Decoding = Callable[..., Any]  # wraps the loop that decodes images
 
 
@@ -143,7 +144,7 @@ def part_of(text: str, process: int = 0, processes: int = 1) -> tuple[int, int]:
     return int(number) - 1 + int(count) * process, int(count) * processes
 
 
-def dealt(units: Sequence[Unit], part: tuple[int, int]) -> list[Unit]:
+def dealt(units: Sequence[Item], part: tuple[int, int]) -> list[Item]:
     """Return the shards of a part."""
     first, step = part
     return list(units[first::step])
