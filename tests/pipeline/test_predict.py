@@ -27,7 +27,7 @@ def run(tmp_path_factory):
 def pictures(run, tmp_path_factory):
     """The first test images of the run, as files."""
     folder = tmp_path_factory.mktemp("pictures")
-    for number, image in enumerate(finished(run).data.test.images[:COUNT]):
+    for number, image in enumerate(finished(run).data.test.bytes(range(COUNT))):
         Image.fromarray(image[0].numpy()).save(folder / f"{number}.png")
     return folder
 

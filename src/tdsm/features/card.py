@@ -26,6 +26,7 @@ from tdsm.features.registry import FORMATS
 from tdsm.features.store import sidecar_of
 from tdsm.features.work import SPLITS, Job, Unit, Work
 
+PLACES = ("source", "cache", "memory_limit")  # where images are, which decides nothing
 ABOUT, SAMPLES, CARD = "store.json", "samples.safetensors", "README.md"
 
 
@@ -41,7 +42,7 @@ def about(work: Work) -> dict[str, Any]:
         {
             "field": {"hash": work.features.field_hash} | work.features.field.config.model_dump(mode="json"),
             "data": {"name": work.data.name, "classes": work.data.train.classes, "splits": splits},
-            "settings": job.data.model_dump(mode="json") | {"seed": job.seed},
+            "settings": job.data.model_dump(mode="json", exclude=set(PLACES)) | {"seed": job.seed},
             "notes": work.data.notes,
             "maps": job.maps.model_dump(mode="json", exclude={"strategy"}),
             "features": features,
@@ -205,7 +206,7 @@ def command_of(job: Job) -> str:
     words += ["--shard-samples", str(job.shard_samples)]
     for prefix, settings, usual in (("data", job.data, DataConfig()), ("maps", job.maps, MapConfig())):
         for name, value in settings.model_dump().items():
-            if value != getattr(usual, name) or (prefix, name) == ("data", "source"):
+            if (value != getattr(usual, name) and name not in PLACES) or name == "source":
                 words += _flag(f"{prefix}.{name}".replace("_", "-"), value)
     return shlex.join([*words, "--seed", str(job.seed)])
 
