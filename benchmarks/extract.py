@@ -2,9 +2,9 @@
 
     python benchmarks/extract.py [--images 20000] [--ways one torchrun ray] [--json FILE]
 
-Each way makes the same store of tokens and pooled maps of random 32 × 32 images by a field of 32 tokens × 64, one thread
-a process. Start-up is told apart: the rate is of the shards that were finished after every process had finished its
-first. Stores are compared byte by byte.
+Each way makes the same store of tokens and pooled maps of random 32 × 32 images by a field of 32 tokens × 64, one
+thread a process. Start-up is told apart: the rate is of the shards that were finished after every process had finished
+its first. Stores are compared byte by byte.
 """
 
 import argparse
@@ -23,7 +23,8 @@ SHARD = 250
 RAY = """
 import sys, ray
 from tdsm.cli.main import run_command
-ray.init(num_cpus=3, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[1])
+quiet = {"include_dashboard": False, "log_to_driver": False}
+ray.init(num_cpus=3, object_store_memory=80 * 2**20, _temp_dir=sys.argv[1], **quiet)
 try:
     code = run_command(sys.argv[2:])
 finally:

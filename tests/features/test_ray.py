@@ -73,7 +73,9 @@ def test_a_single_processor_is_refused():
 
 def test_ray_that_is_not_installed_is_said_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(ray_engine, "find_spec", lambda name: None)
-    with pytest.raises(ResourceError, match=r'--engine ray: the library ray is not installed. Run: pip install "tdsm\[ray\]"'):
+    with pytest.raises(
+        ResourceError, match=r'--engine ray: the library ray is not installed. Run: pip install "tdsm\[ray\]"'
+    ):
         made(tmp_path / "store", engine="ray")
 
 
@@ -233,6 +235,6 @@ def test_a_cluster_that_is_not_there_is_said_in_one_line(monkeypatch):
         raise ConnectionError("no GCS at 10.0.0.1:6379")
 
     monkeypatch.setattr(ray, "init", nobody)
-    with pytest.raises(ResourceError, match="cluster cannot be used .no GCS"), connected("10.0.0.1:6379"):
+    with pytest.raises(ResourceError, match=r"cluster cannot be used \(no GCS"), connected("10.0.0.1:6379"):
         pass
     assert not ray.is_initialized()

@@ -75,7 +75,9 @@ def test_shuffled_rows_are_all_rows_a_few_shards_at_a_time(count, samples, poole
     assert [sorted(rows) for rows in epochs] == [list(range(count))] * 2
     assert list(ShardShuffle(count, samples, seed, pooled)) == epochs[0]
     for rows in epochs:
-        places = {shard: [k for k, row in enumerate(rows) if row // samples == shard] for shard in range(count // samples)}
+        places = {
+            shard: [k for k, row in enumerate(rows) if row // samples == shard] for shard in range(count // samples)
+        }
         assert all(max(own) - min(own) < pooled * samples for own in places.values()), "read together"
 
 

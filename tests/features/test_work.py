@@ -236,13 +236,13 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_an_object_store_is_refused_before_anything_is_done(monkeypatch):
     monkeypatch.setattr(module, "Work", None)
-    with pytest.raises(ResourceError, match="object stores are not written to. Extract to a folder and copy"):
+    with pytest.raises(ResourceError, match=r"object stores are not written to\. Extract to a folder and copy"):
         module.extract(job("s3://bucket/store"), ExtractConfig(), print)
 
 
 def test_a_field_of_other_channels_and_a_changed_field_are_refused(tmp_path):
     small_field(torch.float32, channels=3).save_pretrained(tmp_path / "field")
-    with pytest.raises(UsageError, match="reads 3 channels, the images have 1. Set --data.channels rgb"):
+    with pytest.raises(UsageError, match=r"reads 3 channels, the images have 1\. Set --data\.channels rgb"):
         made(tmp_path / "store", field=str(tmp_path / "field"))
     with pytest.raises(CheckpointError, match="another than the one the job was made for"):
         made(tmp_path / "store", field_hash="0" * 64)

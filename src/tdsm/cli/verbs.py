@@ -12,7 +12,7 @@ import tyro
 from pydantic import Field, create_model
 
 from tdsm.base.errors import ResourceError, UsageError
-from tdsm.base.settings import Choice, Positive, Settings
+from tdsm.base.settings import Choice, Positive
 from tdsm.bench.config import BenchConfig
 from tdsm.classification.config import ProbeConfig, RegimeConfig
 from tdsm.cli.extraction import Extract, Predict, Verify

@@ -242,4 +242,6 @@ def _is_there(file: Path) -> bool:
 
 
 def _few(names: list[str], most: int = 4) -> str:
-    return ", ".join(name[:120] for name in names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(name[:120] for name in names[:most]) + (
+        f" and {len(names) - most} more" if len(names) > most else ""
+    )

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from tdsm.base.extras import missing_words
 from tdsm.base.errors import ResourceError, TdsmError, UsageError
+from tdsm.base.extras import missing_words
 from tdsm.features.config import ExtractConfig
 from tdsm.features.engines import Advance, Engine
 from tdsm.features.work import Job, Unit, Work
