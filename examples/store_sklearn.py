@@ -26,7 +26,7 @@ with tempfile.TemporaryDirectory() as folder:
     store = tdsm.open_store(f"{folder}/store")
     for name in store.features:
         train, test = (store.numpy(name, split) for split in ("train", "test"))
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
         classifier.fit(train.reshape(len(train), -1), store.labels("train"))
         accuracy = classifier.score(test.reshape(len(test), -1), store.labels("test"))
         print(f"{name}: {100 * accuracy:.1f} % of {len(test)} test images")

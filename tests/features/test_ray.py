@@ -71,12 +71,11 @@ def test_a_single_processor_is_refused():
         count_actors(1, None, units=5)
 
 
-def test_ray_that_is_not_installed_is_said_in_one_line(monkeypatch, tmp_path):
+def test_ray_that_is_not_installed_is_said_in_one_line(monkeypatch):
     monkeypatch.setattr(ray_engine, "find_spec", lambda name: None)
-    with pytest.raises(
-        ResourceError, match=r'--engine ray: the library ray is not installed. Run: pip install "tdsm\[ray\]"'
-    ):
-        made(tmp_path / "store", engine="ray")
+    words = r'--engine ray: the library ray is not installed. Run: pip install "tdsm\[ray\]"'
+    with pytest.raises(ResourceError, match=words), connected(None):
+        pass
 
 
 def test_ray_shares_out_by_itself(tmp_path):
