@@ -4,6 +4,7 @@ import torch
 from tdsm.features.config import MapConfig
 from tdsm.features.kinds import FEATURES, Encoded
 from tdsm.study.mirror import mirror_errors
+from tests.samples import all_floats
 from tests.tinyrun import digits
 
 
@@ -13,7 +14,7 @@ def test_pixels_are_mirrored_and_maps_are_as_far_off_as_they_are(run):
     assert found["pixels"] == {"error": 0.0, "beside": 0.0}
     maps, mirrored = (
         FEATURES["solo"].compute(Encoded(run.field, given, MapConfig())).double().detach()
-        for given in (few.floats(), few.floats().flip(-1))
+        for given in (all_floats(few), all_floats(few).flip(-1))
     )
     own, other = ((mirrored - flipped).norm() for flipped in (maps.flip(2), maps.roll(1, 0).flip(2)))
     assert found["solo"]["error"] == pytest.approx((own / mirrored.norm()).item(), rel=1e-4)

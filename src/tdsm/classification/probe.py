@@ -1,5 +1,6 @@
 """Train a classification head on frozen, stored features, and choose it on validation."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
