@@ -46,6 +46,7 @@ def test_a_wheel_without_them_is_pure(tmp_path):
     assert path.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(path) as archive:
         assert "tdsm/decomposition/kernels/gated_sum.cpp" in archive.namelist()
+        assert "tdsm/explore/page/page.js" in archive.namelist()
         assert not [name for name in archive.namelist() if name.endswith(".so")]
 
 

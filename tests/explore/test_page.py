@@ -23,6 +23,12 @@ CHROMIUM = shutil.which("chromium") or pytest.skip("no chromium on this machine"
 HOSTILE = '<img src="http://evil.example/x" onerror="document.title=1">'
 TILES = "[...document.querySelectorAll('.tile')].map((tile) => Number(tile.dataset.token))"
 
+DROP = """(content) => {
+    const dataTransfer = new DataTransfer();
+    dataTransfer.items.add(new File([content], "x.png"));
+    document.body.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+}"""
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -332,7 +338,7 @@ def test_a_dropped_picture_is_taken_apart_and_a_bad_one_named(visit, studio):
     with torch.no_grad():
         parts = tdsm.decompose(studio.field, studio.field.encode(pixels[None]), (32, 32), method="additive")
     near(visit.array("loaded.a.view.components"), parts.components[0])
-    visit.page.locator("#file").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": b"<html>"})
+    visit.page.evaluate(DROP, "<html>")
     visit.page.locator("#problem").wait_for()
     assert "not an image in a known format" in visit.text("problem")
     assert visit.errors == ["Failed to load resource: the server responded with a status of 400 (Bad Request)"]
