@@ -1,6 +1,5 @@
-"""The experiment on shapes with known parts, and the how-to beside it."""
+"""The experiment on shapes with known parts."""
 
-import re
 import sys
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import trimesh
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER, MODULES = ROOT / "examples" / "shape_parts", ("autoencoder", "classify", "shapes", "parts", "__main__")
-SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "shapes.md").read_text(), re.DOTALL)
 
 
 @pytest.fixture
@@ -86,7 +84,15 @@ def test_farthest_points_are_those_found_one_by_one(modules):
 
 def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(modules, tmp_path, monkeypatch):
     module = modules["autoencoder"]
-    for name, value in {"SHAPES": 4, "QUERIES": 16, "POINTS": 70, "TOKENS": 4, "DEPTH": 1}.items():
+    for name, value in {
+        "SHAPES": 4,
+        "QUERIES": 16,
+        "POINTS": 70,
+        "TOKENS": 4,
+        "DEPTH": 1,
+        "JUDGED": 4,
+        "JUDGED_AT": 64,
+    }.items():
         monkeypatch.setattr(module, name, value)
     whole, again = module.trained(tmp_path / "a", 3, seed=0), module.trained(tmp_path / "a", 3, seed=0)
     other = module.trained(tmp_path / "b", 3, seed=1)
@@ -111,16 +117,3 @@ def test_the_whole_experiment_runs(modules, model, tmp_path, monkeypatch, capsys
     monkeypatch.setitem(names, "compare", None)
     names["main"]()  # what was asked is not asked again
     assert (tmp_path / "study-regions.md").read_text() == text
-
-
-def test_every_snippet_of_the_how_to_runs(modules, model, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(modules["autoencoder"], "trained", lambda folder, steps, seed: model)
-    names: dict = {}
-    for snippet in SNIPPETS:
-        exec(snippet.replace("(64, 64, 64)", "(12, 12, 12)"), names)
-    assert len(SNIPPETS) >= 5
-    assert names["gave"].completeness_error.max() < 1e-3
-    assert names["without"].shape == (1, len(names["coords"]), 1)
-    for name in ("lamp.png", "lamp.glb"):
-        assert (tmp_path / name).stat().st_size > 1000

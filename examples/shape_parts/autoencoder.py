@@ -19,6 +19,7 @@ from tdsm.training.steps import warmup_cosine
 
 WIDTH, HEADS, TOKENS, DEPTH, POINTS = 64, 4, 64, 4, 1024
 SHAPES, QUERIES, NOISE, PEAK, WARMUP, SCHEDULE = 16, 512, 0.05, 2e-3, 100, 2500
+JUDGED, JUDGED_AT = 64, 2**13  # shapes of the validation, and points
 
 Latents = Float[Tensor, "batch tokens width"]
 
@@ -144,7 +145,7 @@ def training(model: ShapeAutoencoder, steps: int, seed: int) -> tuple[Task, Loop
 
     The learning rate falls over `SCHEDULE` steps, also where the training ends sooner.
     """
-    shown = draw_shapes(64, generator(seed, "validation shapes"))
+    shown = draw_shapes(JUDGED, generator(seed, "validation shapes"))
 
     def inputs(step: int, rows: slice) -> tuple[Shapes, torch.Generator]:
         draw = generator(seed, "shapes", step, rows.start)
@@ -173,6 +174,6 @@ def overlap(model: ShapeAutoencoder, shapes: Shapes, seed: int) -> Float[Tensor,
     model.eval()
     draw = generator(seed, "overlap")
     tokens = model.decode(model.encode(shapes.surface(POINTS, draw)))
-    points = 2 * torch.rand(len(shapes), 2**13, 3, generator=draw) - 1
+    points = 2 * torch.rand(len(shapes), JUDGED_AT, 3, generator=draw) - 1
     seen, truth = model.geo_decoder(points, tokens)[..., 0] > 0, shapes.occupied(points)
     return (seen & truth).sum(1) / (seen | truth).sum(1)

@@ -20,7 +20,7 @@ from torch import Tensor
 from tdsm import adapters, contributions
 from tdsm.base.randomness import generator
 from tdsm.base.statistics import wilson_interval
-from tdsm.base.text import Table, percent
+from tdsm.base.text import Table, count_of, percent
 from tdsm.tokenfield.coords import grid
 
 COUNTS = {"train": 16, "validation": 64, "test": 200}
@@ -44,7 +44,8 @@ def kinds_table(models: Sequence[ShapeAutoencoder]) -> Table:
         lines.append([name, percent(float(np.mean(right))), f"{percent(ends.low)} to {percent(ends.high)}", meaning])
     note = (
         f"Ridge classifier, from {COUNTS['train']} shapes; its strength chosen on {COUNTS['validation']}, read once on "
-        f"{COUNTS['test']}; mean over {len(models)} fields. Interval: Wilson, of the shapes. Everything is pooled "
+        f"{COUNTS['test']}; mean over "
+        f"{count_of(len(models), 'trained field')}. Interval: Wilson, of the shapes. Everything is pooled "
         "over tokens or points by mean, largest and least."
     )
     return Table(

@@ -52,7 +52,7 @@ def test_points_on_it_are_told_their_strongest_token(field, tokens, monkeypatch)
 
 def test_what_has_no_surface_is_said(ball, tokens):
     with pytest.raises(UsageError, match="do not cross the level 3"):
-        decode_surface(ball, tokens, (9, 9, 9), level=3)
+        decode_surface(ball, tokens, (9, 9, 9), level=3.0)
     with pytest.raises(UsageError, match="at least 2"):
         decode_surface(ball, tokens, (9, 9, 1))
     with pytest.raises(UsageError, match="of one shape"):

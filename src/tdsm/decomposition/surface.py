@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tdsm.base.errors import ResourceError, UsageError
+from tdsm.base.extras import missing_words
 from tdsm.decomposition.definition import Tokens
 from tdsm.decomposition.methods import decompose
 from tdsm.tokenfield import TokenField, resolve_points
@@ -48,10 +49,8 @@ def decode_surface(field: TokenField, tokens: Tokens, size: Sequence[int], *, le
     """
     try:
         from skimage.measure import marching_cubes
-    except ImportError:
-        raise ResourceError(
-            "decode_surface: needs scikit-image, which is not installed: pip install 'tdsm[shapes]'"
-        ) from None
+    except ModuleNotFoundError as error:
+        raise ResourceError(f"decode_surface: {missing_words(error)}") from None
     check_one(tokens, "decode_surface")
     coords, shape = resolve_points(field, size, None, device=tokens.device)
     if len(shape) != 3 or min(shape) < 2:

@@ -314,7 +314,7 @@ def handles(
     """Draw the change inside against that outside, one panel an edit, one line a way of choosing tokens.
 
     >>> figure = handles({"dropped": np.full((2, 3, 2), 0.1)}, ["additive", "random"], [1, 2, 4])
-    >>> [axes.get_title() for axes in figure.axes]
+    >>> [axes.get_title(loc="left") for axes in figure.axes]
     ['tokens dropped']
 
     Args:
@@ -325,14 +325,15 @@ def handles(
     figure = Figure((4.4 * len(changes) + 0.4, 4.9), layout="constrained")
     panels = figure.subplots(1, len(changes), squeeze=False)[0]
     for axes, (edit, values) in zip(panels, changes.items(), strict=True):
-        end = 1.08 * float(finite("changes", values).max())
-        axes.plot([0, end], [0, end], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+        inside, outside = (1.08 * float(finite("changes", values)[..., side].max()) for side in (0, 1))
+        axes.plot([0, inside], [0, inside], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
         for number, (way, line) in enumerate(zip(ways, values, strict=True)):
             look = _look(number) | {"marker": MARKERS[number % len(MARKERS)]}
             axes.plot(line[:, 1], line[:, 0], label=way, linewidth=1.4, markersize=4, **look)
-        axes.set(xlim=(0, end), ylim=(0, end), xlabel="change outside the region", ylabel="change inside the region")
+        axes.set(
+            xlim=(0, outside), ylim=(0, inside), xlabel="change outside the region", ylabel="change inside the region"
+        )
         axes.set_title(f"tokens {edit}")
-        axes.set_aspect("equal")
         axes.grid()
     along = ", ".join(map(str, counts))
     keys, names = panels[0].get_legend_handles_labels()

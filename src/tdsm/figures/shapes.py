@@ -13,9 +13,10 @@ from mpl_toolkits.mplot3d import Axes3D
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from tdsm.base.errors import ResourceError, UsageError
+from tdsm.base.extras import missing_words
 from tdsm.figures.style import FAINT, PALETTE, SIGNED, box, colour_bar, drawing, finite, write
 
-Paint = Real[np.ndarray, "vertices"]
+Paint = Real[np.ndarray, "..."]  # a number a vertex
 Colours = Float[np.ndarray, "rows 3"]
 SIDE, NAMED, LIGHT, VIEW = 3.0, 8, (0.4, -0.5, 0.77), (22.0, -60.0)  # inches; names; towards the light; degrees
 
@@ -62,9 +63,7 @@ def painted_shape(
         place = (left / across, 1 - (0.35 + SIDE) / down, SIDE / across, SIDE / down)
         axes = figure.add_axes(place, projection="3d")
         assert isinstance(axes, Axes3D), "by its projection"
-        colours = vertex_colours(paint)[faces]
-        face = colours[:, 0] if _is_whole(paint) else colours.mean(1)
-        _show(axes, corners, face * light[:, None])
+        _show(axes, corners, _face_colours(paint, faces) * light[:, None])
         if _is_whole(paint):
             _name(figure, (left + 0.1, SIDE + 0.45), paint, (names or {}).get(title))
         else:
@@ -90,8 +89,8 @@ def mesh_bytes(
     check_surface(vertices, faces, {kind: paint})
     try:
         import trimesh
-    except ImportError:
-        raise ResourceError("mesh_bytes: needs trimesh, which is not installed: pip install 'tdsm[shapes]'") from None
+    except ModuleNotFoundError as error:
+        raise ResourceError(f"mesh_bytes: {missing_words(error)}") from None
     colours = np.rint(255 * vertex_colours(paint)).astype(np.uint8)
     mesh = trimesh.Trimesh(np.asarray(vertices), np.asarray(faces), vertex_colors=colours, process=False)
     data = mesh.export(file_type=kind)
@@ -102,15 +101,18 @@ def mesh_bytes(
 def vertex_colours(paint: Paint) -> Colours:
     """Return the colour of every vertex: a hue for each whole number, or the place of real ones on the signed scale.
 
-    >>> vertex_colours(np.array([-1.0, 0.0])).round(2).tolist()
-    [[0.02, 0.19, 0.38], [0.97, 0.97, 0.97]]
+    Whole numbers below ten have hues of their own; where there are others, the most frequent differ most.
+
+    >>> vertex_colours(np.array([-1.0, 0.0])).round(1).tolist()
+    [[0.0, 0.2, 0.4], [1.0, 1.0, 1.0]]
     """
     if not _is_whole(paint):
         limit = _limit(paint)
         return colormaps[SIGNED](Normalize(-limit, limit, clip=True)(finite("paint", paint)))[:, :3]
-    values, inverse = np.unique(paint, return_inverse=True)
-    hues = _hues(values, few=values.min() >= 0 and values.max() < len(PALETTE))
-    return hues[inverse]
+    values, inverse, counts = np.unique(paint, return_inverse=True, return_counts=True)
+    if values.min() >= 0 and values.max() < len(PALETTE):
+        return np.array([to_rgb(PALETTE[value]) for value in values])[inverse]
+    return _hues(len(values))[np.argsort(np.argsort(-counts, kind="stable"))][inverse]
 
 
 def check_surface(vertices: np.ndarray, faces: np.ndarray, paints: Mapping[str, Paint]) -> None:
@@ -136,12 +138,19 @@ def _limit(paint: Paint) -> float:
     return float(np.quantile(np.abs(finite("paint", paint)), 0.995)) or 1.0
 
 
-def _hues(values: Int[np.ndarray, "rows"], few: bool) -> Colours:
-    """Give few numbers the hues of the palette, and many hues a golden section apart, the next one paler or darker."""
-    if few:
-        return np.array([to_rgb(PALETTE[value]) for value in values])
-    tones = [(value * 0.618034 % 1, (0.75, 0.5, 0.9)[value % 3], (0.8, 0.95, 0.6)[value % 3]) for value in values]
+def _hues(count: int) -> Colours:
+    """Return hues a golden section apart, the next one paler or darker."""
+    tones = [(k * 0.618034 % 1, (0.75, 0.5, 0.9)[k % 3], (0.8, 0.95, 0.6)[k % 3]) for k in range(count)]
     return hsv_to_rgb(np.array(tones))
+
+
+def _face_colours(paint: Paint, faces: Int[np.ndarray, "faces 3"]) -> Colours:
+    """Return the colour of the whole number that most corners have, or the mean of the corners' colours."""
+    corners = vertex_colours(paint)[faces]
+    if not _is_whole(paint):
+        return corners.mean(1)
+    agree = paint[faces[:, 1]] == paint[faces[:, 2]]
+    return np.where(agree[:, None], corners[:, 1], corners[:, 0])
 
 
 def _lit(corners: Float[np.ndarray, "faces 3 3"]) -> Float[np.ndarray, "faces"]:
@@ -177,9 +186,6 @@ def _name(figure: Figure, place: tuple[float, float], paint: Paint, names: Seque
     across, down = figure.get_size_inches()
     anchor = (place[0] / across, 1 - place[1] / down)
     columns = min(4, len(keys))
-    rest = f"and {len(values) - len(shown)} more" if len(values) > len(shown) else None
-    legend = figure.legend(
-        handles=keys, loc="upper left", bbox_to_anchor=anchor, ncols=columns, fontsize=7, handletextpad=0.1, title=rest
-    )
-    legend.set(zorder=5)
-    legend.get_title().set(fontsize=7, color=FAINT)
+    if len(values) > len(shown):
+        write(figure, place[0] + 0.1, place[1] + 0.55, f"and {len(values) - len(shown)} more", size=7.0, color=FAINT)
+    figure.legend(handles=keys, loc="upper left", bbox_to_anchor=anchor, ncols=columns, fontsize=7, handletextpad=0.1)

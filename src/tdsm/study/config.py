@@ -94,7 +94,7 @@ class TokenStudyConfig(Asked):
 
 
 class RegionStudyConfig(Asked):
-    """By what does one take hold of a region? Tokens chosen in every way are edited; change inside and outside."""
+    """Which tokens are a handle on a region? Chosen in every way, edited; change inside against outside."""
 
     needs_labels: ClassVar[bool] = False
 

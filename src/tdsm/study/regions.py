@@ -28,8 +28,8 @@ from tdsm.study.config import RegionStudyConfig
 from tdsm.tokenfield import TokenField
 from tdsm.tokenfield.coords import grid
 
-Values = Float[Tensor, "batch points channels"]
-Change = Callable[[Values, Values, Bool[Tensor, " points"]], Float[Tensor, " batch"]]
+Before, After = Float[Tensor, "1 points channels"], Float[Tensor, "batch points channels"]
+Change = Callable[[Before, After, Bool[Tensor, " points"]], Float[Tensor, " batch"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +80,12 @@ def image_subjects(run: Run, config: RegionStudyConfig) -> list[Subject]:
     return [Subject(own, coords, cells, cells) for own in tokens]
 
 
-def value_change(before: Values, after: Values, where: Bool[Tensor, " points"]) -> Float[Tensor, " batch"]:
+def value_change(before: Before, after: After, where: Bool[Tensor, " points"]) -> Float[Tensor, " batch"]:
     """Return the root mean square difference of values."""
     return (after - before)[:, where].square().mean((1, 2)).sqrt()
 
 
-def occupancy_change(before: Values, after: Values, where: Bool[Tensor, " points"]) -> Float[Tensor, " batch"]:
+def occupancy_change(before: Before, after: After, where: Bool[Tensor, " points"]) -> Float[Tensor, " batch"]:
     """Return 1 − intersection over union of what is above 0; 0 where nothing is before or after.
 
     >>> before, after = torch.tensor([[[1.0], [1.0], [-1.0]]]), torch.tensor([[[1.0], [-1.0], [-1.0]]])
