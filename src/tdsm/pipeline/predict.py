@@ -286,8 +286,8 @@ def _by_neighbours(run: Path, row: Row, fitted: Fitted, classes: int) -> Read:
     train = Samples(FeatureRows([shard for part in shards for shard in part]), kept["train.labels"][places])
 
     def read(features: Tensor) -> Probabilities:
-        cosines, labels = neighbours_of(FeatureRows([features]), train, settings["neighbours"])
-        shares = votes(cosines, labels, classes, settings["temperature"])
+        blocks = neighbours_of(FeatureRows([features]), train, settings["neighbours"])
+        shares = torch.cat([votes(cosines, near, classes, settings["temperature"]) for _, cosines, near in blocks])
         return shares / shares.sum(dim=1, keepdim=True)
 
     return read

@@ -153,8 +153,9 @@ class _Seen:
 def _encoded(run: Run, other: Run | None, rows: Int[Tensor, " batch"], number: int) -> _Batch:
     images = run.data.test.floats(rows).to(run.device)
     noise = NOISE * torch.randn(images.shape, generator=generator(run.config.seed, "noise", number)).to(run.device)
-    versions = (run.field.encode(x) for x in (images, images + noise, images.roll(SHIFT, dims=-1)))
-    return _Batch(run.field, images, *versions, None if other is None else (other.field, other.field.encode(images)))
+    tokens, noisy, shifted = (run.field.encode(x) for x in (images, images + noise, images.roll(SHIFT, dims=-1)))
+    others = None if other is None else (other.field, other.field.encode(images))
+    return _Batch(run.field, images, tokens, noisy, shifted, others)
 
 
 def _measure(batch: _Batch, method: str, seen: _Seen) -> None:

@@ -28,7 +28,8 @@ from tdsm.study.config import RegionStudyConfig
 from tdsm.tokenfield import TokenField
 from tdsm.tokenfield.coords import grid
 
-Before, After = Float[Tensor, "1 points channels"], Float[Tensor, "batch points channels"]
+Before = Float[Tensor, "1 points channels"]
+After = Float[Tensor, "batch points channels"]
 Change = Callable[[Before, After, Bool[Tensor, " points"]], Float[Tensor, " batch"]]
 
 
