@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import trimesh
 from matplotlib.colors import to_rgb
+from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from tdsm.base.errors import ResourceError, UsageError
+from tdsm.figures import shapes as module
 from tdsm.figures.shapes import mesh_bytes, painted_shape, vertex_colours
 from tdsm.figures.style import PALETTE
 
@@ -21,16 +23,29 @@ def test_every_painting_has_a_picture_and_amounts_a_bar():
     assert [axes.name for axes in figure.axes] == ["3d", "3d", "rectilinear"]
 
 
-def test_what_lies_up_is_drawn_up():
-    figure = painted_shape(VERTICES * [1, 5, 1], FACES, {"part": NUMBERS})
-    low, high = figure.axes[0].collections[0]._vec[:3].min(1), figure.axes[0].collections[0]._vec[:3].max(1)
-    np.testing.assert_allclose((high - low) / (high - low)[0], [1, 1, 5], rtol=0.2)
+@pytest.fixture
+def drawn(monkeypatch):
+    """The corners and colours of the faces that are drawn."""
+    seen = {}
+
+    def record(corners, facecolors, **style):
+        seen.update(corners=corners, colours=facecolors)
+        return Poly3DCollection(corners, facecolors=facecolors, **style)
+
+    monkeypatch.setattr(module, "Poly3DCollection", record)
+    return seen
 
 
-def test_faces_turned_to_the_light_are_brighter():
-    figure = painted_shape(VERTICES, FACES, {"all": np.zeros(len(VERTICES), int)})
-    brightness = figure.axes[0].collections[0].get_facecolor()[:, :3].sum(1)
-    height = figure.axes[0].collections[0]._vec[2].reshape(-1, 3).mean(1)
+def test_what_lies_up_is_drawn_up(drawn):
+    painted_shape(VERTICES * [1, 5, 1], FACES, {"part": NUMBERS})
+    np.testing.assert_allclose(np.ptp(drawn["corners"], axis=(0, 1)), [2, 2, 10], rtol=0.2)
+    painted_shape(VERTICES * [5, 1, 1], FACES, {"part": NUMBERS}, up=0)
+    np.testing.assert_allclose(np.ptp(drawn["corners"], axis=(0, 1)), [2, 2, 10], rtol=0.2)
+
+
+def test_faces_turned_to_the_light_are_brighter(drawn):
+    painted_shape(VERTICES, FACES, {"all": np.zeros(len(VERTICES), int)})
+    brightness, height = drawn["colours"].sum(1), drawn["corners"].mean(1)[:, 2]
     assert np.corrcoef(brightness, height)[0, 1] > 0.5
 
 
