@@ -29,13 +29,15 @@ with tempfile.TemporaryDirectory() as folder:
     train = store.dataset("tokens", split="train")
     batches = DataLoader(train, batch_size=64, sampler=train.shuffled(seed=0))
     tokens, labels = torch.from_numpy(store.numpy("tokens", "test")), torch.from_numpy(store.labels("test"))
-    head = nn.Sequential(nn.Flatten(), nn.LazyLinear(len(store.classes)))
-    head(tokens[:1])
+    head = nn.Sequential(nn.Flatten(), nn.LazyBatchNorm1d(affine=False), nn.LazyLinear(len(store.classes)))
+    head(tokens[:2])  # learns its width
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
     for epoch in range(5):
+        head.train()
         for batch in batches:
             optimizer.zero_grad()
             nn.functional.cross_entropy(head(batch["tokens"]), batch["label"]).backward()
             optimizer.step()
+        head.eval()
         accuracy = (head(tokens).argmax(dim=1) == labels).double().mean().item()
         print(f"epoch {epoch}: {100 * accuracy:.1f} % of {len(labels)} test images")
