@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from tdsm.base import progress
-from tdsm.base.progress import Progress, track
+from tdsm.base.progress import Progress, phase, track
 
 
 class Terminal(io.StringIO):
@@ -74,3 +74,20 @@ def test_a_note_stays_until_the_next():
 
 def test_items_of_unknown_number_need_a_total():
     assert list(track(iter([1, 2]), "x", total=2)) == [1, 2]
+
+
+def test_a_phase_says_at_once_what_is_under_way(capsys):
+    with phase("reading"):
+        assert capsys.readouterr().err == "reading …\n"
+    with phase("reading", quiet=True):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_shows_a_phase_as_a_moving_bar(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with phase("reading"):
+        pass
+    assert "reading" in terminal.getvalue()
+    assert "…" not in terminal.getvalue()

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from tdsm.pipeline.folder import create_run, read_config
 from tests.tinyrun import ROWS, colour_arrays, content, demo, digits, tdsm, tiny, write_yaml
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+
+UNDER_WAY = re.compile(r"run folder: |.* …$|\w+ .*: (getting ready|taking it up)$|.*: taking up$|next: ")
 
 NO_TORCH = """
 import sys
@@ -59,7 +62,7 @@ def fails(capsys, code, *arguments):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "Traceback" not in captured.err
-    text = "\n".join(line for line in captured.err.splitlines() if not line.startswith("run folder:"))
+    text = "\n".join(line for line in captured.err.splitlines() if not UNDER_WAY.match(line))
     is_box = text.count("For full helptext") == 1 and "tdsm: " not in text  # drawn by tyro
     assert is_box or (text.startswith("tdsm: ") and "\n" not in text), text
     return " ".join(text.replace("│", " ").split())
@@ -166,12 +169,12 @@ def test_runs_without_a_name_get_one_of_their_own(capsys, config, elsewhere):
         (2, ["train", "--maps.reducton", "rgb"], "--maps.reduction"),
         (2, ["train", "extra"], "extra"),
         (2, ["train", "--seed", "x"], "--seed"),
-        (2, ["train", "--seed", "-1"], "greater than or equal to 0"),
+        (2, ["train", "--seed", "-1"], "seed is -1: expected at least 0"),
         (2, ["train", "--train.steps", "1.5"], "--train.steps"),
-        (2, ["train", "--train.learning-rate", "0"], "greater than 0"),
+        (2, ["train", "--train.learning-rate", "0"], "learning_rate is 0.0: expected a number above 0"),
         (2, ["train", "--maps.reduction", "max"], "expected one of mean, rgb, l2"),
-        (2, ["train", "--maps.size", "0", "4"], "greater than or equal to 1"),
-        (2, ["train", "--data.validation-fraction", "0"], "greater than 0"),
+        (2, ["train", "--maps.size", "0", "4"], "size.0 is 0: expected at least 1"),
+        (2, ["train", "--data.validation-fraction", "0"], "expected a number above 0"),
         (2, ["train", "--config"], "Expected 1 values"),
         (2, ["train", "--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (2, ["train", "--preset", "nope"], "--preset nope: unknown, expected one of digits"),
@@ -202,6 +205,7 @@ def test_runs_without_a_name_get_one_of_their_own(capsys, config, elsewhere):
         (4, ["info", "nowhere"], "nowhere: no field found"),
         (2, ["classify"], "PATH"),
         (2, ["evaluate", "a", "b"], "Unrecognized options: b"),
+        (2, ["finetune", "nowhere", "--epochs", "0"], "epochs is 0: expected at least 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -293,9 +297,65 @@ def test_what_the_messages_say_to_do_next_works(capsys):
         ("report", "tdsm evaluate run"),
     ):
         assert advice in fails(capsys, 4, verb, "run")
+        assert tdsm("info", "run") == 0
+        assert f"next       {advice}\n" in f"{capsys.readouterr().out}\n"
         assert tdsm(*advice.split()[1:]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "next: tdsm report run"
     assert tdsm("report", "run") == 0
     assert Path("run/report.html").is_file()
+    assert tdsm("info", "run") == 0
+    assert "report     run/report.html" in capsys.readouterr().out
+    noted = json.loads(Path("run/commands.json").read_text())
+    assert all(entry.keys() == {"command", "when", "seconds"} for entry in noted)
+
+
+def test_a_stage_says_first_of_which_run_and_last_what_comes_next(capsys, tmp_path):
+    path = demo(tmp_path / "a run")
+    capsys.readouterr()
+    assert tdsm("classify", path) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"classify {path}: taking it up"
+    assert lines[-1] == f"next: tdsm evaluate '{path}'"
+
+
+def test_a_table_is_in_columns_where_no_terminal_is(capsys, tmp_path):
+    path = demo(tmp_path / "run")
+    capsys.readouterr()
+    assert tdsm("evaluate", path) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{path}/table.md\n"
+    rows = [line for line in captured.err.splitlines() if line.strip().startswith(ROWS)]
+    assert len(rows) == len(ROWS)
+    assert len({line.rstrip().rfind(".") for line in rows}) == 1  # validation accuracies stand below one another
+    assert not any("|" in line for line in rows)
+
+
+def test_two_runs_make_a_page_that_compares_them(capsys, tmp_path):
+    one, other = demo(tmp_path / "one"), demo(tmp_path / "other")
+    capsys.readouterr()
+    assert tdsm("report", one, other) == 0
+    assert capsys.readouterr().out == f"{one}/one-other.html\n"
+    assert (one / "one-other.html").is_file()
+
+
+def test_who_reads_no_further_is_no_error(tmp_path):
+    path, command = demo(tmp_path / "run"), f"{sys.executable} -m tdsm info"
+    shell = f"{command} '{path}' | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[0] == f"run        {path}"
+
+
+def test_a_terminal_of_few_letters_gets_letters_it_has(tmp_path):
+    path = demo(tmp_path / "run")
+    done = subprocess.run(
+        [sys.executable, "-m", "tdsm", "info", str(path)],
+        capture_output=True,
+        check=False,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"4 tokens x 8" in done.stdout
 
 
 @pytest.mark.parametrize("verb", ["classify", "evaluate", "report"])
@@ -313,7 +373,8 @@ def test_rows_can_be_added_and_fitted_another_way_and_the_run_notes_it(capsys, t
     assert "rows: unknown tdsm-av" in fails(capsys, 2, "classify", path, "--probe.rows", "tdsm-av")
     assert content(path, "[a-z]*") == before
     assert tdsm("classify", path, "--probe.rows", "tdsm-avg", "tdsm-max") == 0
-    assert [words.split(":")[0] for words in capsys.readouterr().err.splitlines()] == ["tdsm-max"]
+    said = [line for line in capsys.readouterr().err.splitlines() if not UNDER_WAY.match(line)]
+    assert [words.split(":")[0] for words in said] == ["tdsm-max"]
     assert tdsm("evaluate", path) == 0
     assert {row["name"] for row in json.loads((path / "table.json").read_text())} == {*ROWS, "tdsm-max"}
     capsys.readouterr()

@@ -8,7 +8,7 @@ from tdsm.base import io
 from tdsm.base.environment import describe_environment
 from tdsm.base.errors import CheckpointError, UsageError
 from tdsm.base.settings import differences
-from tdsm.pipeline.folder import create_run, owned, read_config
+from tdsm.pipeline.folder import create_run, noted, owned, read_commands, read_config
 from tests.tinyrun import tiny
 
 
@@ -79,8 +79,8 @@ def test_a_run_is_owned_by_one_process_at_a_time(tmp_path):
     [
         (None, "no run here"),
         ("{", "cannot be read as JSON"),
-        ('{"sede": 1}', "sede: Extra inputs"),
-        ('{"train": {"steps": -1}}', "train.steps: Input should be"),
+        ('{"sede": 1}', "sede is 1: unknown"),
+        ('{"train": {"steps": -1}}', "train.steps is -1: expected at least 0"),
         ("[]", "saw list"),
         ("5", "saw int"),
     ],
@@ -104,3 +104,27 @@ def test_the_environment_says_with_what_and_where():
     assert facts["command"].startswith("tdsm")
     assert facts["threads"] >= 1
     json.dumps(facts)
+
+
+def test_commands_are_noted_with_when_and_how_long(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/bin/tdsm", "classify", "a run"])
+    with noted(tmp_path):
+        (entry,) = read_commands(tmp_path)
+        assert entry["command"] == "tdsm classify 'a run'"
+        assert entry["since"] == entry["when"]
+    (entry,) = read_commands(tmp_path)
+    assert entry.keys() == {"command", "when", "seconds"}
+    with noted(tmp_path):
+        pass
+    (again,) = read_commands(tmp_path)
+    assert (again["when"], again["seconds"] >= entry["seconds"]) == (entry["when"], True)
+    monkeypatch.setattr("sys.argv", ["tdsm", "evaluate", "a run"])
+    with pytest.raises(KeyboardInterrupt), noted(tmp_path, at_once=False):
+        raise KeyboardInterrupt
+    assert [entry["command"].split()[1] for entry in read_commands(tmp_path)] == ["classify", "evaluate"]
+
+
+def test_a_command_that_was_refused_leaves_no_note(tmp_path):
+    with pytest.raises(CheckpointError), noted(tmp_path, at_once=False):
+        raise CheckpointError("no")
+    assert list(tmp_path.iterdir()) == []

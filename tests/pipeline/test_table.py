@@ -3,7 +3,18 @@
 import torch
 
 from tdsm.base.statistics import accuracy_interval
-from tdsm.pipeline.table import COLUMNS, best, chosen, columns, remarks, table_markdown, verdict
+from tdsm.pipeline.table import (
+    COLUMNS,
+    SHORT,
+    best,
+    by_accuracy,
+    by_validation,
+    chosen,
+    columns,
+    remarks,
+    table_markdown,
+    verdict,
+)
 
 HIDDEN = ("deviation", "balanced (%)", "macro F1 (%)")
 HEADINGS = [column.heading for column in COLUMNS if column.heading not in HIDDEN]
@@ -146,9 +157,17 @@ def test_each_way_of_making_intervals_is_named_once():
 
 def test_markdown_has_one_line_a_row_sorted_and_marked():
     rows = [row("low", "tdsm", 0.4, 0.4), row("high", "tdsm", 0.6, 0.6), row("x", "baseline", 0.5, 0.5)]
-    lines = table_markdown(rows).splitlines()
+    lines = table_markdown(by_accuracy(rows)).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["high **(best)**", "x **(best)**", "low"]
     assert {line.count("|") for line in lines} == {len(HEADINGS) + 1}
+
+
+def test_a_short_table_marks_the_best_of_all_and_keeps_the_order_given():
+    rows = [row("low", "tdsm", 0.9, 0.4), row("high", "tdsm", 0.6, 0.6), row("none", "tdsm", 0.7, None)]
+    lines = table_markdown(by_validation(rows)[1:], rows, SHORT).splitlines()
+    assert lines[0] == "| name | test accuracy (%) | 95 % interval (%) | validation (%) |"
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["low", "none"]
+    assert table_markdown(by_validation(rows)[:1], rows, SHORT).splitlines()[2].startswith("| high **(best)** |")
 
 
 def test_deviations_are_shown_where_a_row_has_several_seeds():
@@ -156,7 +175,7 @@ def test_deviations_are_shown_where_a_row_has_several_seeds():
     one = row("k", "baseline", 0.6, 0.6)
     assert "deviation" in shown([seeded, one])
     assert shown([one]) == HEADINGS
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_markdown([seeded, one]).splitlines()]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_markdown([one, seeded]).splitlines()]
     assert [line[2:5] for line in lines] == [
         ["test accuracy (%)", "deviation", "95 % interval (%)"],
         ["--:", "--:", "--:"],

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -57,6 +58,24 @@ class Progress:
         left = elapsed / max(self.done - self.start_done, 1) * (self.total - self.done)
         words = f"{self.description}: {self.done}/{self.total}, {self._rate()}, {elapsed:.0f} s, {left:.0f} s left"
         print(f"{words} {self.note}".rstrip(), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def phase(description: str, *, quiet: bool = False) -> Iterator[None]:
+    """Say that work of unknown length is under way: a moving bar on a terminal, a line elsewhere.
+
+    >>> with phase("reading the data", quiet=True):
+    ...     pass
+    """
+    if quiet:
+        yield
+    elif sys.stderr.isatty():
+        with _bar() as bar:
+            bar.add_task(description, total=None, rate="", note="")
+            yield
+    else:
+        print(f"{description} …", file=sys.stderr, flush=True)
+        yield
 
 
 def _bar() -> Any:

@@ -1,9 +1,11 @@
 """What all settings share: frozen, unknown keys refused, ranges stated. No torch, so that `--help` is quick."""
 
+import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from tdsm.base.errors import UsageError
@@ -36,6 +38,62 @@ class Choice:
             return self.registry.check(name)
         except UsageError as error:
             raise PydanticCustomError("unknown_name", "{reason}", {"reason": str(error)}) from None
+
+
+EXPECTED = {  # what pydantic calls it -> what a person is told
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "at most {le}",
+    "too_short": "at least {min_length}",
+    "too_long": "at most {max_length}",
+    "literal_error": "{expected}",
+    "finite_number": "a finite number",
+    "int_from_float": "a whole number",
+    "none_required": "nothing",
+}
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "a text",
+    "path": "a path",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "entries by name",
+    "model": "entries by name",
+}
+
+
+def expected(error: Mapping[str, Any]) -> str:
+    """Say what was expected where pydantic found something else.
+
+    >>> from pydantic import TypeAdapter, ValidationError
+    >>> def words(kind, value):
+    ...     try:
+    ...         TypeAdapter(kind).validate_python(value)
+    ...     except ValidationError as error:
+    ...         return expected(error.errors()[0])
+    >>> words(Positive, 0), words(int, "x"), words(Share, 1.5)
+    ('expected at least 1', 'expected a whole number', 'expected at most 1')
+    """
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in ("missing", "extra_forbidden"):
+        return "it is missing" if kind == "missing" else "unknown"
+    known = EXPECTED.get(kind) or KINDS.get(kind.split("_")[0])
+    return error["msg"] if known is None else f"expected {known.format(**context)}"
+
+
+def wrong_entries(error: ValidationError, without: str = "") -> str:
+    """List what is wrong, entry by entry: its name, what it is, what was expected."""
+    said = (_wrong(entry, without) for entry in error.errors())
+    return "; ".join(dict.fromkeys(said))
+
+
+def _wrong(error: Mapping[str, Any], without: str) -> str:
+    where = ".".join(str(part) for part in error["loc"] if str(part) != without) or "options"
+    seen = "" if error["type"] == "missing" else f" is {reprlib.repr(error['input'])}"
+    return f"{where}{seen}: {expected(error)}"
 
 
 def differences(before: dict, after: dict, prefix: str = "") -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
+from unicodedata import combining, east_asian_width
 
 from tdsm.base.statistics import Interval
 
@@ -67,6 +68,42 @@ def count_of(number: int, noun: str) -> str:
     ('1 seed', '3 seeds')
     """
     return f"{thousands(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Write a duration for people.
+
+    >>> duration(3.24), duration(160.0), duration(400.0), duration(40000.0)
+    ('3.2 s', '2 min 40 s', '7 min', '11.1 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    if seconds < 300:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def cell_width(text: str) -> int:
+    """Count the columns a text takes on a terminal: two a letter of Chinese, Japanese or Korean.
+
+    >>> cell_width("cat"), cell_width("猫")
+    (3, 2)
+    """
+    return sum(0 if combining(letter) else 2 if east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def shortened(text: str, columns: int) -> str:
+    """Cut what is longer than so many columns, and say so by an ellipsis.
+
+    >>> shortened("retriever", 6), shortened("ゴールデン", 6), shortened("cat", 6)
+    ('retri…', 'ゴー…', 'cat')
+    """
+    if cell_width(text) <= columns:
+        return text
+    kept = text
+    while cell_width(kept) > columns - 1:
+        kept = kept[:-1]
+    return f"{kept}…"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from tdsm.base.errors import UsageError
+from tdsm.base.settings import wrong_entries
 from tdsm.classification.config import HeadConfig
 from tdsm.classification.registry import HEADS
 from tdsm.classification.ridge import Blocks, solve_ridge
@@ -366,9 +367,8 @@ def _head_config(kind: str, options: dict[str, Any]) -> HeadConfig:
     try:
         return HeadConfig.model_validate({"kind": kind, **options})
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
         known = ", ".join(name for name in HeadConfig.model_fields if name != "kind")
-        raise UsageError(f"TDSMClassifier: {wrong}. Options are {known}.") from None
+        raise UsageError(f"TDSMClassifier: {wrong_entries(error)}. Options are {known}.") from None
 
 
 def _channels_first(maps: Maps) -> Float[Tensor, "batch maps height width"]:

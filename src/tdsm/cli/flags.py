@@ -17,9 +17,10 @@ from tyro.constructors import (
 )
 
 from tdsm.base.errors import UsageError
-from tdsm.base.settings import Choice, Settings
+from tdsm.base.settings import Choice, Settings, wrong_entries
 
 FLAGS = ConstructorRegistry()
+UNNAMED = "__tyro-dummy-inner__"  # what tyro calls settings whose flags stand without a name before them
 
 
 @FLAGS.struct_rule
@@ -76,8 +77,7 @@ def _checked(model: type[Settings]) -> Callable[..., Settings]:
         try:
             return model(**given)
         except ValidationError as error:
-            wrong = (f"{'.'.join(map(str, e['loc']))} is {e['input']!r}: {e['msg']}" for e in error.errors())
-            raise UsageError("; ".join(wrong)) from None
+            raise UsageError(f"{wrong_entries(error, without=UNNAMED)}.") from None
 
     make.__name__, make.__doc__ = model.__name__, model.__doc__
     return make

@@ -13,7 +13,9 @@ from pydantic import ValidationError
 
 from tdsm.base.errors import ResourceError, TdsmError, UsageError
 from tdsm.base.extras import missing_words
-from tdsm.cli.flags import FLAGS
+from tdsm.base.settings import wrong_entries
+from tdsm.cli.flags import FLAGS, UNNAMED
+from tdsm.cli.show import readable_streams
 from tdsm.cli.verbs import SHARED, VERBS, Verb
 
 DESCRIPTION = """Token-wise decoded decomposition of neural fields, and classification from its spatial maps.
@@ -34,6 +36,7 @@ OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
+    readable_streams()
     sys.exit(run_command(sys.argv[1:]))
 
 
@@ -51,7 +54,11 @@ def run_command(arguments: list[str]) -> int:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         try:
-            parse(arguments).execute()
+            verb = parse(arguments)
+            if (opening := verb.opening()) is not None and os.environ.get("RANK", "0") == "0":
+                print(f"{arguments[0]} {opening}", file=sys.stderr, flush=True)  # before torch is loaded
+            verb.execute()
+            sys.stdout.flush()
         except (Exception, KeyboardInterrupt) as error:
             if is_debugged:
                 traceback.print_exc()
@@ -97,8 +104,7 @@ def _fail(error: BaseException, arguments: list[str]) -> int:
     if isinstance(error, TdsmError):
         return _say(str(error), error.exit_code)
     if isinstance(error, ValidationError):
-        wrong = (f"{'.'.join(map(str, e['loc'])) or 'options'}: {e['msg'].lower()}" for e in error.errors())
-        return _say(f"{'; '.join(wrong)}.", UsageError.exit_code)
+        return _say(f"{wrong_entries(error, without=UNNAMED)}.", UsageError.exit_code)
     if isinstance(error, ImportError) and (words := missing_words(error)) is not None:
         return _say(words, UsageError.exit_code)
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY):

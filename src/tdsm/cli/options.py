@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tdsm.base.errors import UsageError
+from tdsm.base.settings import expected
 from tdsm.cli.presets import PRESETS
 from tdsm.pipeline.config import RunConfig
 
@@ -75,7 +76,7 @@ def _merge(base: dict, given: dict) -> dict:
 def _explain(error: Any) -> str:
     where = ".".join(map(str, error["loc"]))
     if error["type"] != "extra_forbidden":
-        return f"{where} is {reprlib.repr(error['input'])}: {error['msg'].lower()}."
+        return f"{where} is {reprlib.repr(error['input'])}: {expected(error)}."
     model: Any = RunConfig
     for part in error["loc"][:-1]:
         model = model.model_fields[part].annotation

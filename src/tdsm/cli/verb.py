@@ -19,6 +19,10 @@ class Verb(Settings):
         """Do it."""
         raise NotImplementedError
 
+    def opening(self) -> str | None:
+        """Return what is said first, behind the verb, of work that takes time."""
+        return None
+
     def based(self) -> "Verb":
         """Return the same with the settings that flags start from, once it is known what it is about."""
         return self

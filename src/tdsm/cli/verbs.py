@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
@@ -18,6 +19,7 @@ from tdsm.classification.config import ProbeConfig, RegimeConfig
 from tdsm.cli.extraction import Extract, Predict, Verify
 from tdsm.cli.options import preset, read_yaml, to_yaml
 from tdsm.cli.presets import PRESETS, digits
+from tdsm.cli.show import show
 from tdsm.cli.verb import RunFolder, Verb, say
 from tdsm.decomposition.registry import DECOMPOSITIONS
 from tdsm.features.config import MapConfig
@@ -49,6 +51,10 @@ class Train(Verb):
     def based(self) -> "Verb":
         """Start from the preset and the file; a run that is resumed starts from its own settings."""
         return self.model_copy(update={"settings": self._base()})
+
+    def opening(self) -> str | None:
+        """Say of what images."""
+        return None if self.print_config else f"{self.settings.data.source}: getting ready"
 
     def execute(self) -> None:
         """Train, unless something is only to be printed."""
@@ -99,6 +105,7 @@ class Train(Verb):
             if processes.is_first():
                 say(f"validation PSNR {measure_psnr(run.field, run.data.validation):.2f} dB")
                 print(run.path)
+                say_next("classify", run.path)
 
     def _train(self) -> "Run":
         from tdsm.pipeline import stages
@@ -107,7 +114,7 @@ class Train(Verb):
         if self.resume and self.run is None:
             raise UsageError("--resume needs --run: name the folder of the run to continue.")
         path = Path(processes.from_first(lambda: str(self._path())))
-        with _owned(path):
+        with _owned(path), _noted(path, at_once=False):
             return stages.train(path, self.settings, say, resume=self.resume)
 
     def _path(self) -> Path:
@@ -139,10 +146,11 @@ class Demo(Train):
             return
         from tdsm.report.gather import write_page
 
-        with _owned(run.path):
+        with _owned(run.path), _noted(run.path):
             run = stages.classify(run, run.config.maps, run.config.probe)
-            say(stages.evaluate(run))
+            show(stages.evaluate(run))
             print(write_page(run))
+        say(f"next: open {shlex.quote(str(run.path / 'report.html'))} in a browser")
 
 
 class Stage(Verb):
@@ -150,6 +158,10 @@ class Stage(Verb):
 
     run: RunFolder
     source: Source = None
+
+    def opening(self) -> str | None:
+        """Say of which run."""
+        return f"{self.run}: taking it up"
 
     def options(self) -> dict[str, Any]:
         """Return where the run's data are, and what else is read from elsewhere."""
@@ -164,7 +176,9 @@ class Stage(Verb):
         path = self.run.expanduser()
         read_config(path)  # before anything is put there
         with _owned(path):
-            yield stages.take_up(path, say, **self.options())
+            run = stages.take_up(path, say, **self.options())
+            with _noted(path):
+                yield run
 
 
 class Reading(Stage):
@@ -204,6 +218,7 @@ class Classify(Reading):
             return
         with self.taken_up() as run:
             stages.classify(run, self.maps, self.probe)
+        say_next("evaluate", self.run)
 
 
 class Evaluate(Reading):
@@ -214,8 +229,9 @@ class Evaluate(Reading):
         from tdsm.pipeline import stages
 
         with self.taken_up() as run:
-            say(stages.evaluate(run))
+            show(stages.evaluate(run))
             print(run.path / "table.md")
+        say_next("report", self.run)
 
 
 class Finetune(Stage):
@@ -231,8 +247,9 @@ class Finetune(Stage):
         with processes.joined(), self.taken_up() as run:
             text = stages.finetune(run, self.settings)
             if processes.is_first():
-                say(text)
+                show(text)
                 print(run.path / "regimes.md")
+                say_next("report", self.run)
 
 
 class Analyse(Stage):
@@ -251,8 +268,9 @@ class Analyse(Stage):
         with self.taken_up() as run:
             other = None if self.against is None else stages.take_up(self.against.expanduser(), say)
             path, words = write_analysis(run, analyse(run, self.settings.images, other))
-            say(words)
+            show(words)
             print(path)
+        say_next("report", self.run)
 
 
 class Question(Reading):
@@ -278,25 +296,49 @@ class Study(Verb):
 
     question: Annotated[Union[*(_question(*entry) for entry in QUESTIONS.items())], tyro.conf.arg(name="")]
 
+    def opening(self) -> str | None:
+        """Say of which run."""
+        return f"{type(self.question).__name__} {self.question.opening()}"
+
     def execute(self) -> None:
         """Ask, and print where the answer is."""
         with self.question.taken_up() as run:
             if self.question.settings.needs_labels:
                 run.data.require_labels("study")
             path, words = self.question.answer(run)
-            say(words)
+            show(words)
             print(path)
+        say_next("report", self.question.run)
 
 
-class Report(Stage):
-    """Write the page of a run, with its pictures."""
+class Report(Verb):
+    """Write the page of a run, with its figures; of two runs or more, a page that compares them with the first."""
+
+    runs: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="RUN [RUN ...]"),
+        Field(min_length=1, description="Run folders that were evaluated."),
+    ]
+    source: Source = None
+
+    def opening(self) -> str | None:
+        """Say of which runs."""
+        return f"{' '.join(map(str, self.runs))}: taking up"
 
     def execute(self) -> None:
         """Write it, and print where it is."""
-        from tdsm.report.gather import write_page
+        first, *others = (Stage(run=path, source=self.source) for path in self.runs)
+        with first.taken_up() as run:
+            if not others:
+                from tdsm.report.gather import write_page
 
-        with self.taken_up() as run:
-            print(write_page(run))
+                print(write_page(run))
+                return
+            from tdsm.pipeline import stages
+            from tdsm.report.compare import write_comparison
+
+            compared = [stages.take_up(stage.run.expanduser(), say, source=self.source) for stage in others]
+            print(write_comparison([run, *compared]))
 
 
 class Explore(Verb):
@@ -339,9 +381,9 @@ class Info(Verb):
 
     def execute(self) -> None:
         """Print the description."""
-        from tdsm.cli.info import describe_field, describe_machine
+        from tdsm.cli.info import describe, describe_machine
 
-        print(describe_machine() if self.path is None else describe_field(self.path.expanduser()))
+        print(describe_machine() if self.path is None else describe(self.path.expanduser()))
 
 
 class Bench(Verb):
@@ -386,6 +428,11 @@ VERBS: dict[str, Any] = {
 SHARED = ("demo", "train", "finetune", "extract")  # verbs whose work several processes share out
 
 
+def say_next(verb: str, run: Path) -> None:
+    """Tell what is usually done next."""
+    say(f"next: tdsm {verb} {shlex.quote(str(run))}")
+
+
 @contextmanager
 def _owned(path: Path) -> Iterator[None]:
     """Let the first of the processes that have joined own a run's folder."""
@@ -393,4 +440,14 @@ def _owned(path: Path) -> Iterator[None]:
     from tdsm.training import processes
 
     with owned(path) if processes.is_first() else nullcontext():
+        yield
+
+
+@contextmanager
+def _noted(path: Path, *, at_once: bool = True) -> Iterator[None]:
+    """Let the first of the processes that have joined note in a run's folder what is done there."""
+    from tdsm.pipeline.folder import noted
+    from tdsm.training import processes
+
+    with noted(path, at_once=at_once) if processes.is_first() else nullcontext():
         yield

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tdsm.base.errors import CheckpointError, UsageError
 from tdsm.models.adapters.published import load_published
+from tdsm.models.card import kept_card
 from tdsm.models.field import NeuralField
 from tdsm.models.weights import CONFIG_FILE
 
@@ -12,6 +13,8 @@ FIELD_FOLDER = "field"
 
 def load_field(path: str | Path, *, cross_heads: int = 4, self_heads: int = 8) -> NeuralField:
     """Load a trained field, in evaluation mode, on the CPU.
+
+    Of a run with a report, `save_pretrained` writes the scores into the model card.
 
     Args:
         path: A run folder, a folder written by `save_pretrained`, or a published `.pt` checkpoint.
@@ -30,7 +33,10 @@ def load_field(path: str | Path, *, cross_heads: int = 4, self_heads: int = 8) -
         )
     for folder in (path / FIELD_FOLDER, path):
         if (folder / CONFIG_FILE).is_file():
-            return NeuralField.from_pretrained(str(folder))
+            field = NeuralField.from_pretrained(str(folder))
+            if (card := kept_card(path, folder)) is not None:
+                field.describe(card)
+            return field
     raise CheckpointError(
         f"{path}: no field found. Expected a run folder (with {FIELD_FOLDER}/{CONFIG_FILE}), a folder written by "
         f"save_pretrained (with {CONFIG_FILE} and model.safetensors), or a published .pt checkpoint."

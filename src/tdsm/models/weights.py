@@ -1,5 +1,6 @@
 """Weights and config on disk and on the hub: written as safetensors, read strictly, sizes before anything is built."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from functools import partial
@@ -7,33 +8,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from tdsm.base import io
 from tdsm.base.errors import CheckpointError
+from tdsm.base.settings import wrong_entries
+from tdsm.models.card import write_up
 from tdsm.models.config import FieldConfig
 
 Saved = TypeVar("Saved", bound="SavedField")
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-MODEL_CARD = """---
-{{ card_data }}
----
-
-# A conditioned neural field
-
-Turns an image into tokens and answers "what colour is here?" at any coordinate, by cross-attention to them.
-Images are channels first, in [-1, 1]; `config.json` holds widths and counts.
-
-    import tdsm
-    field = tdsm.NeuralField.from_pretrained("THIS_REPOSITORY_OR_FOLDER")
-    tokens = field.encode(images)
-    components = tdsm.component_images(field, tokens, size=(32, 32))
-
-`pip install tdsm`. Training data and scores: as recorded by whoever trained it.
-"""
+MODEL_CARD = "---\n{{ card_data }}\n---\n\n{{ text | default('', true) }}\n"
 
 
 class SavedField(
@@ -42,6 +30,17 @@ class SavedField(
     """A field that is saved to a folder or the hub and restored: save_pretrained, push_to_hub, from_pretrained."""
 
     config: FieldConfig
+    _card: tuple[str, str] | None = None  # what is known of exactly these weights, and their hash
+
+    def describe(self, card: str) -> None:
+        """Let `save_pretrained` write this card, as long as the weights stay as they are now."""
+        self._card = card, _hash_of(self.state_dict())  # type: ignore[attr-defined]
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Return the card that stands beside the weights: with scores, if a run knows them."""
+        known = self._card is not None and self._card[1] == _hash_of(self.state_dict())  # type: ignore[attr-defined]
+        text = self._card[0] if known and self._card is not None else write_up()
+        return super().generate_model_card(*args, **kwargs, text=text)
 
     def write(self, folder: Path) -> None:
         """Write weights and config into a folder, as `save_pretrained` does, without a model card."""
@@ -102,6 +101,14 @@ class SavedField(
         _compare({name: tuple(tensor.shape) for name, tensor in own.state_dict().items()}, shapes, where)
 
 
+def _hash_of(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def load_strictly(module: nn.Module, state: dict[str, Tensor], where: str) -> None:
     """Load weights into a module.
 
@@ -138,8 +145,7 @@ def parse_config(data: object, where: str) -> FieldConfig:
     try:
         return FieldConfig.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors())
-        raise CheckpointError(f"{where}: not the config of a field. {wrong}.") from None
+        raise CheckpointError(f"{where}: not the config of a field. {wrong_entries(error)}.") from None
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -3,6 +3,7 @@
     config.json          every setting, defaults included; a run can be started again from it
     changes.json         how settings were changed since, and when
     environment.json     versions, machine and command
+    commands.json        every command that worked here, when, and for how long
     data/                a hash of every image, so that a change of the data is noticed
     field/               the trained field and how it went
     checkpoints/         the two newest states of a training under way
@@ -15,22 +16,27 @@
 Every folder of these with a manifest says in it what it was made from.
 """
 
+import shlex
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from tdsm.base import io
 from tdsm.base.environment import describe_environment
-from tdsm.base.errors import CheckpointError, ResourceError, UsageError
-from tdsm.base.settings import differences
+from tdsm.base.errors import CheckpointError, ResourceError, TdsmError, UsageError
+from tdsm.base.settings import differences, wrong_entries
 from tdsm.pipeline.config import RunConfig
 from tdsm.training.config import RESUMABLE
 
 CONFIG, CHANGES, ENVIRONMENT, LOCK = "config.json", "changes.json", "environment.json", ".lock"
+COMMANDS = "commands.json"
 WHERE = ("data.source", "data.cache", "data.memory_limit")
 LATER = ("device", *WHERE, "maps", "probe")  # what is made from these checks them itself
 
@@ -64,6 +70,40 @@ def owned(path: Path) -> Iterator[None]:
             (path / LOCK).unlink()
             for folder in new or [path]:
                 folder.rmdir()
+
+
+@contextmanager
+def noted(path: Path, *, at_once: bool = True) -> Iterator[None]:
+    """Note in a run's folder the command that works there, when it began, and in the end how long it took.
+
+    The same command right after itself goes on where it stopped, and counts as one.
+
+    Args:
+        path: The run's folder.
+        at_once: Also while it is at work; if not, a command that ends with an error of ours leaves no note.
+    """
+    earlier, now, began = read_commands(path), datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    entry: dict[str, Any] = {"command": shlex.join(["tdsm", *sys.argv[1:]]), "when": now, "seconds": 0.0}
+    if earlier and earlier[-1]["command"] == entry["command"]:
+        entry |= {key: earlier[-1][key] for key in ("when", "seconds")}
+        earlier = earlier[:-1]
+    if at_once:
+        io.write_json(path / COMMANDS, [*earlier, entry | {"since": now}])
+    is_refused = False
+    try:
+        yield
+    except TdsmError:
+        is_refused = True
+        raise
+    finally:
+        if at_once or not is_refused:
+            seconds = entry["seconds"] + time.monotonic() - began
+            io.write_json(path / COMMANDS, [*earlier, entry | {"seconds": round(seconds, 1)}])
+
+
+def read_commands(path: Path) -> list[dict]:
+    """Return the commands noted in a run's folder; one that is at work has `since`, when it was taken up."""
+    return io.read_json(path / COMMANDS) if (path / COMMANDS).exists() else []
 
 
 def create_run(path: Path, config: RunConfig, *, resume: bool) -> None:
@@ -114,8 +154,7 @@ def read_config(path: Path) -> RunConfig:
     try:
         return RunConfig.model_validate(io.read_object(file))
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise CheckpointError(f"{file}: not the config of a run of this version. {wrong}.") from None
+        raise CheckpointError(f"{file}: not the config of a run of this version. {wrong_entries(error)}.") from None
 
 
 def is_later(key: str, *_: object) -> bool:

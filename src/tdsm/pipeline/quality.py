@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tdsm.base import io
+from tdsm.base.progress import phase
 from tdsm.data import ImageSet
 from tdsm.models.sanity import field_sanity, mean_image
 from tdsm.pipeline import link
@@ -22,8 +23,9 @@ def reconstruction_of(run: Run) -> dict[str, Any]:
     """Return mean and deviation of the PSNR of a run's field on test images, and what a field must beat."""
 
     def fill(folder: Path) -> None:
-        quality, mean = reconstruction_quality(run.field, run.data.test), mean_image(_batches(run.data.train))
-        sanity = field_sanity(quality["psnr"], _batches(run.data.test), mean)
+        with phase("measuring the reconstruction"):
+            quality, mean = reconstruction_quality(run.field, run.data.test), mean_image(_batches(run.data.train))
+            sanity = field_sanity(quality["psnr"], _batches(run.data.test), mean)
         io.write_json(folder / RESULT, quality | sanity)
 
     link.keep(run.path / FOLDER, quality_origin(run), fill, holds=[RESULT], say=run.say)

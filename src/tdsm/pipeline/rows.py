@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tdsm.base import io
 from tdsm.base.errors import CheckpointError
+from tdsm.base.progress import track
 from tdsm.classification.config import HeadConfig
 from tdsm.classification.heads import TDSMClassifier, make_head
 from tdsm.classification.probe import Choice, Samples, fit_knn, fit_seeds, predict, predict_knn
@@ -59,7 +60,7 @@ def score_rows(run: Run) -> list[dict]:
     rows = {name: row for name, row in ROWS.items() if name in chosen or _is_fitted(run, name, row)}
     stale = {name: row for name, row in rows.items() if not is_scored(run, name)}
     extract(run, stale, "test")
-    return [_score(run, name, row) for name, row in rows.items()]
+    return [_score(run, name, row) for name, row in track(rows.items(), "scoring", unit="rows")]
 
 
 def scored_rows(run: Run) -> list[dict]:
@@ -197,7 +198,7 @@ def _score(run: Run, name: str, row: Row) -> dict:
     def fill(folder: Path) -> None:
         fitted = run.path / ROWS_FOLDER / name
         choice = io.read_object(fitted / CHOICE)
-        predicted = _predict(run, row, fitted, choice)
+        predicted = _predict(run, name, row, choice)
         io.write_tensors(folder / PREDICTIONS, {"ids": run.data.test.ids, "predicted": predicted})
         entry: dict[str, Any] = {"name": name, "role": row.role, "features": row.features or "none"}
         entry |= {"head": row.reader, "meaning": row.meaning, "parameters": choice["parameters"]}
@@ -223,7 +224,7 @@ def _reads(path: Path) -> int:
         return 0
 
 
-def _predict(run: Run, row: Row, fitted: Path, choice: dict) -> Int[Tensor, "seeds samples"]:
+def _predict(run: Run, name: str, row: Row, choice: dict) -> Int[Tensor, "seeds samples"]:
     if row.features is None:
         return majority(run.images("train").labels, len(run.data.test))[None]
     test, classes = run.samples(row, "test"), len(run.data.train.classes)
@@ -231,7 +232,7 @@ def _predict(run: Run, row: Row, fitted: Path, choice: dict) -> Int[Tensor, "see
         settings = choice["fits"][0]["settings"]
         train = run.samples(row, "train")
         return predict_knn(test.features, train, classes, settings["neighbours"], settings["temperature"])[None]
-    classifiers = read_classifiers(run, fitted.name, tuple(test.features.shape[1:]))
+    classifiers = read_classifiers(run, name, tuple(test.features.shape[1:]))
     return torch.stack([predict(classifier, test.features, run.device) for classifier in classifiers])
 
 

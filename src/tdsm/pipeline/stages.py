@@ -5,6 +5,7 @@ from pathlib import Path
 from tdsm.base import io
 from tdsm.base.device import resolve_device
 from tdsm.base.errors import DataError
+from tdsm.base.progress import phase
 from tdsm.classification.config import ProbeConfig, RegimeConfig
 from tdsm.data import Data
 from tdsm.data.augment import check_augment
@@ -26,7 +27,7 @@ from tdsm.pipeline.quality import reconstruction_of
 from tdsm.pipeline.regimes import regimes_table
 from tdsm.pipeline.rows import fit_rows, is_right, score_rows
 from tdsm.pipeline.run import Run, chosen_rows
-from tdsm.pipeline.table import chosen, remarks, table_markdown, verdict
+from tdsm.pipeline.table import SHORT, by_accuracy, by_validation, chosen, remarks, table_markdown, verdict
 from tdsm.training import processes
 from tdsm.training.reconstruction import check_training
 
@@ -39,7 +40,8 @@ def train(path: Path, config: RunConfig, say: Say, *, resume: bool) -> Run:
     Raises:
         TdsmError: The error a later stage would end with, before anything is written.
     """
-    data = load(config.data, config.seed)
+    with phase("reading the data", quiet=not processes.is_first()):
+        data = load(config.data, config.seed)
     config, field = settled(config, data)
     check(config, data, field)
     if processes.is_first():
@@ -71,10 +73,11 @@ def take_up(path: Path, say: Say, *, source: str | None = None, store: Path | No
     place = Path(config.data.source.rpartition(":")[2])
     if place.is_absolute() and not place.exists():
         raise DataError(f"{path}: its data were at {place}, where nothing is. Name where they are with --data.source.")
-    data = load(config.data, config.seed)
-    check_data(path, data)
-    lender = None if store is None else open_store(store)
-    return Run(path, config, data, kept_field(path, config, data), say, lender)
+    with phase("reading the data and the field", quiet=not processes.is_first()):
+        data = load(config.data, config.seed)
+        check_data(path, data)
+        lender = None if store is None else open_store(store)
+        return Run(path, config, data, kept_field(path, config, data), say, lender)
 
 
 def classify(run: Run, maps: MapConfig, probe: ProbeConfig) -> Run:
@@ -89,16 +92,20 @@ def classify(run: Run, maps: MapConfig, probe: ProbeConfig) -> Run:
 
 
 def evaluate(run: Run) -> str:
-    """Score everything on the test split, once; write table.md and table.json and return the former's text."""
+    """Score everything on the test split, once; write table.md and table.json.
+
+    Returns:
+        The former's text, with fewer columns, sorted by validation.
+    """
     table = score_rows(run)
     quality = reconstruction_of(run)
     quality_words = f"Reconstruction: {quality['psnr']:.2f} dB on {quality['n']} test images."
     words = [quality_words, quality["sanity"], *remarks(table), *run.notes()]
     right = {row["name"]: is_right(run, row["name"]) for row in chosen(table)}
-    text = "\n".join([verdict(table, right), "", table_markdown(table), "", *(f"- {sentence}" for sentence in words)])
+    said, listed = verdict(table, right), "\n".join(f"- {sentence}" for sentence in words)
     io.write_json(run.path / "table.json", table)
-    io.write_text(run.path / "table.md", text + "\n")
-    return text
+    io.write_text(run.path / "table.md", f"{said}\n\n{table_markdown(by_accuracy(table), table)}\n\n{listed}\n")
+    return f"{said}\n\n{table_markdown(by_validation(table), table, SHORT)}\n{listed}\n"
 
 
 def finetune(run: Run, config: RegimeConfig) -> str:

@@ -58,6 +58,9 @@ COLUMNS = [
 ]
 
 
+SHORT = ("name", "accuracy", "deviation", "low", "validation_accuracy")  # keys of the columns a terminal has room for
+
+
 def best(rows: Sequence[Row], role: str) -> Row | None:
     """Choose a role's row by validation accuracy, the smaller one on a tie; never by test accuracy.
 
@@ -115,19 +118,24 @@ def _reads(rows: Sequence[Row]) -> list[str]:
     return [f"The test split was read more than once for: {', '.join(often)}."] if often else []
 
 
-def table_markdown(rows: Sequence[Row]) -> str:
-    """Write the rows as a Markdown table, highest test accuracy first, the best of each role marked.
+def table_markdown(rows: Sequence[Row], table: Sequence[Row] | None = None, keys: Sequence[str] = ()) -> str:
+    """Write rows as a Markdown table, in their order, the best of each role marked.
 
-    >>> print(table_markdown([]))
-    | name | role | test accuracy (%) | 95 % interval (%) | validation (%) | features | head | parameters \
-| seconds |
-    | :-- | :-- | --: | --: | --: | :-- | :-- | --: | --: |
+    >>> print(table_markdown([], keys=SHORT))
+    | name | test accuracy (%) | 95 % interval (%) | validation (%) |
+    | :-- | --: | --: | --: |
     <BLANKLINE>
+
+    Args:
+        rows: To be shown.
+        table: All rows there are, of which the best are sought; these if not given.
+        keys: Of the columns shown; all that tell something of the table if there are none.
     """
-    shown = columns(rows)
-    lines = [[column.text(row) for column in shown] for row in by_accuracy(rows)]
-    for line, row in zip(lines, by_accuracy(rows), strict=True):
-        line[0] += " **(best)**" if is_best(rows, row) else ""
+    table = rows if table is None else table
+    shown = [column for column in columns(table) if not keys or column.key in keys]
+    lines = [[column.text(row) for column in shown] for row in rows]
+    for line, row in zip(lines, rows, strict=True):
+        line[0] += " **(best)**" if is_best(table, row) else ""
     words = [column.heading for column in shown if not column.is_number]
     return markdown_table([column.heading for column in shown], lines, words) + "\n"
 
@@ -148,6 +156,11 @@ def columns(rows: Sequence[Row]) -> list[Column]:
 def by_accuracy(rows: Sequence[Row]) -> list[Row]:
     """Sort rows by test accuracy, highest first."""
     return sorted(rows, key=lambda row: -row["accuracy"])
+
+
+def by_validation(rows: Sequence[Row]) -> list[Row]:
+    """Sort rows by validation accuracy, highest first, the smaller one on a tie; what has none comes last."""
+    return sorted(rows, key=lambda row: (-(row.get("validation_accuracy") or -1.0), row["parameters"]))
 
 
 def is_best(rows: Sequence[Row], row: Row) -> bool:
