@@ -118,7 +118,7 @@ def test_drawing_leaves_no_global_state():
 def test_hostile_names_are_shown_as_they_are(drawn):
     names = [label.get_text() for label in drawn["confusion_one"].axes[0].get_xticklabels()]
     assert names == [HOSTILE]
-    assert [text.get_text() for text in drawn["embedding_one"].axes[0].get_legend().get_texts()] == [HOSTILE]
+    assert [text.get_text() for text in drawn["embedding_one"].legends[0].get_texts()] == [HOSTILE]
     assert [label.get_text() for label in drawn["accuracy_bars_one"].axes[0].get_yticklabels()] == [HOSTILE]
 
 
@@ -236,7 +236,7 @@ def test_embedding_draws_each_class_at_its_points(random):
         np.testing.assert_allclose(dots.get_offsets(), points[labels == k])
     looks = {(tuple(dots.get_facecolor()[0]), dots.get_paths()[0].vertices.tobytes()) for dots in axes.collections}
     assert len(looks) == 12
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [f"c{k}" for k in range(12)]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"c{k}" for k in range(12)]
     written = {text.get_text(): text.get_position() for text in axes.texts}
     np.testing.assert_allclose(written["c3"], np.median(points[labels == 3], axis=0))
     assert axes.get_title(loc="left") == "PCA, 40 images"

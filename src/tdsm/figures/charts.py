@@ -3,17 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.patheffects
 import numpy as np
 from jaxtyping import Float, Int, Real
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from tdsm.base.errors import UsageError
-from tdsm.base.text import count_of, percent
+from tdsm.base.text import cell_width, count_of, duration, percent, shortened
 from tdsm.figures.style import (
     AMBER,
     BLUE,
@@ -23,6 +21,7 @@ from tdsm.figures.style import (
     INK,
     MARKERS,
     PALETTE,
+    PAPER,
     SHARES,
     box,
     colour_bar,
@@ -34,7 +33,8 @@ Row = Mapping[str, Any]
 
 MAX_COUNTED_CLASSES = 20
 MAX_NAMED_CLASSES = 40
-LONGEST_NAME = 24  # letters
+LONGEST_NAME = 24  # columns of text
+ON_BLUE = "#f8f9fa"  # white, but no paper: it stays white on a dark page
 
 
 @drawing(
@@ -53,7 +53,7 @@ def token_statistics(mean: Float[np.ndarray, "images tokens"], deviation: Float[
         mean: Each map's mean over space.
         deviation: Each map's standard deviation over space.
     """
-    figure = Figure((9, 5), layout="constrained")
+    figure = Figure((6.6, 4.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     images, tokens = mean.shape
     thickness = float(np.clip(220 / tokens, 0.6, 4))
@@ -94,13 +94,13 @@ def confusion(matrix: Real[np.ndarray, "classes classes"], classes: Sequence[str
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, totals, out=np.zeros_like(matrix), where=totals > 0)
     count = len(classes)
-    side = float(np.clip(0.52 * count, 2.4, 8.0))
-    longest = max(len(_short(name)) for name in classes)
+    side = float(np.clip(0.4 * count, 2.0, 5.6))
+    longest = max(cell_width(_short(name)) for name in classes)
     margin = 0.55 + 0.085 * longest
     figure = Figure((margin + side + 1.0, 0.4 + side + margin - 0.15))
     axes = box(figure, margin, 0.4, side, side)
-    axes.imshow(shares, cmap=SHARES, vmin=0, vmax=1, interpolation="nearest")
-    axes.spines[:].set_visible(False)
+    axes.imshow(shares, cmap=SHARES, vmin=0, vmax=1, interpolation="none")
+    axes.spines[:].set(visible=True, color=HAIRLINE)
     axes.tick_params(length=0)
     named = range(0, count, -(-count // MAX_NAMED_CLASSES))
     names = [_short(classes[k]) for k in named]
@@ -113,7 +113,8 @@ def confusion(matrix: Real[np.ndarray, "classes classes"], classes: Sequence[str
     axes.set_title(f"{count_of(int(matrix.sum()), 'test image')}, {correct:.1f} % correct")
     if count <= MAX_COUNTED_CLASSES:
         _write_counts(axes, matrix, shares, size=float(np.clip(30 * side / count, 5, 8.5)))
-    colour_bar(figure, box(figure, margin + side + 0.15, 0.4, 0.12, side), SHARES, 0.0, 1.0, "share of the true class")
+    bar = box(figure, margin + side + 0.15, 0.4, 0.12, side)
+    colour_bar(figure, bar, SHARES, 0.0, 1.0, "share of the true class")
     return figure
 
 
@@ -146,18 +147,18 @@ def embedding(
             f"embedding: labels run from {labels.min()} to {labels.max()}, but there are {len(classes)} classes."
         )
     present = np.unique(labels).tolist()
-    figure = Figure((9, 6.4), layout="constrained")
+    figure = Figure((6.6, 5), layout="constrained")
     axes = figure.subplots()
     looks = {k: _look(k) for k in present}
     size = float(np.clip(14000 / len(points), 4, 30))
     for k, look in looks.items():
-        axes.scatter(*points[labels == k].T, s=size, alpha=0.75, linewidths=0, **look)
+        axes.scatter(*points[labels == k].T, s=size, alpha=0.75, linewidths=0, gid=f"points-{k}", **look)
     if len(present) <= MAX_COUNTED_CLASSES:
         _write_names(figure, axes, {k: np.median(points[labels == k], axis=0) for k in present}, classes)
     if len(present) <= MAX_NAMED_CLASSES:
         keys = [Line2D([], [], linestyle="", markersize=5, label=_short(classes[k]), **looks[k]) for k in present]
-        columns = -(-len(present) // 20)
-        axes.legend(handles=keys, loc="center left", bbox_to_anchor=(1, 0.5), ncols=columns, handletextpad=0.2)
+        columns = max(2, min(6, 96 // (6 + max(cell_width(key.get_label()) for key in keys))))
+        figure.legend(handles=keys, loc="outside lower center", ncols=columns, handletextpad=0.2)
     axes.set_title(f"{title}, {count_of(len(points), 'image')}")
     axes.set(xlabel="first coordinate", ylabel="second coordinate", xticks=[], yticks=[])
     return figure
@@ -183,7 +184,7 @@ def curves(history: Sequence[Row]) -> Figure:
     if not history:
         raise UsageError("curves: the history is empty, expected at least one record with step, loss and seconds.")
     measured = [record for record in history if record.get("psnr") is not None]
-    figure = Figure((9, 3.2), layout="constrained")
+    figure = Figure((6.6, 2.7), layout="constrained")
     panels = figure.subplots(1, 1 + bool(measured), squeeze=False, sharex=True)[0]
     steps = [record["step"] for record in history]
     _line(panels[0], steps, [record["loss"] for record in history])
@@ -193,7 +194,7 @@ def curves(history: Sequence[Row]) -> Figure:
         panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
         panels[0].yaxis.set_minor_formatter(NullFormatter())
     panels[0].set_ylabel("training loss")
-    panels[0].set_title(f"{count_of(steps[-1], 'step')} in {_duration(float(history[-1]['seconds']))}")
+    panels[0].set_title(f"{count_of(steps[-1], 'step')} in {duration(float(history[-1]['seconds']))}")
     if measured:
         psnr = [record["psnr"] for record in measured]
         _line(panels[1], [record["step"] for record in measured], psnr)
@@ -225,7 +226,7 @@ def accuracy_bars(rows: Sequence[Row], majority: float | None = None) -> Figure:
     if not rows:
         raise UsageError("accuracy_bars: there is no row, expected at least one evaluated classifier.")
     rows = sorted(rows, key=lambda row: -row["accuracy"])
-    figure = Figure((9, 1.25 + 0.34 * len(rows)), layout="constrained")
+    figure = Figure((6.6, 1.1 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for y, row in enumerate(rows):
         accuracy, low, high = (100 * row[key] for key in ("accuracy", "low", "high"))
@@ -275,7 +276,7 @@ def token_counts(rows: Sequence[Row], reference: Row) -> Figure:
     """
     if not rows:
         raise UsageError("token_counts: there is no row, expected at least one number of tokens.")
-    figure = Figure((7, 4.2), layout="constrained")
+    figure = Figure((6.6, 4), layout="constrained")
     axes = figure.subplots()
     methods = list(dict.fromkeys(row["method"] for row in rows))
     counts = sorted({row["count"] for row in rows})
@@ -343,15 +344,9 @@ def handles(
     return figure
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def _write_counts(axes: Axes, matrix: np.ndarray, shares: np.ndarray, size: float) -> None:
     for (row, column), count in np.ndenumerate(matrix):
-        colour = "white" if shares[row, column] > 0.55 else (INK if count else HAIRLINE)
+        colour = ON_BLUE if shares[row, column] > 0.55 else (INK if count else HAIRLINE)
         axes.text(column, row, f"{count:g}", color=colour, fontsize=size, **CENTRED)
 
 
@@ -361,21 +356,23 @@ def _look(k: int) -> dict[str, str]:
 
 def _write_names(figure: Figure, axes: Axes, places: Mapping[int, np.ndarray], classes: Sequence[str]) -> None:
     """Write each class at its place, but where a name that was written before would be covered."""
-    style = {"fontsize": 9, "fontweight": "bold", **CENTRED}
-    style["path_effects"] = [matplotlib.patheffects.withStroke(linewidth=3, foreground="white")]
-    across, down = figure.get_size_inches()
-    spans = np.array([np.ptp(axes.get_xlim()) / across, np.ptp(axes.get_ylim()) / down])  # of an inch
-    taken: list[tuple[np.ndarray, np.ndarray]] = []
+    plate = {"boxstyle": "round,pad=0.15", "facecolor": PAPER, "edgecolor": "none", "alpha": 0.8}
+    style = {"fontsize": 8.5, "fontweight": "bold", "color": INK, "bbox": plate, **CENTRED}
+    figure.draw_without_rendering()  # the layout says how large the axes are
+    extent = axes.get_window_extent()
+    pixels = np.array([np.ptp(axes.get_xlim()) / extent.width, np.ptp(axes.get_ylim()) / extent.height])
+    middle, taken = (np.array([sum(axes.get_xlim()), sum(axes.get_ylim())]) / 2), []  # type: ignore[var-annotated]
+    reach = np.array([extent.width, extent.height]) / 2 * pixels
     for k, place in places.items():
-        half = spans * (0.05 * len(_short(classes[k])) + 0.05, 0.1)
-        if all((np.abs(place - other) > half + room).any() for other, room in taken):
-            dark = [0.7 * part for part in to_rgb(PALETTE[k % len(PALETTE)])]  # pale hues would not read as letters
-            axes.text(*place, _short(classes[k]), color=dark, **style)
-            taken.append((place, half))
+        half = pixels * figure.dpi * (0.042 * cell_width(_short(classes[k])) + 0.04, 0.085)
+        inside = np.clip(place, middle - reach + half, middle + reach - half)
+        if (half <= reach).all() and all((np.abs(inside - other) > half + room).any() for other, room in taken):
+            axes.text(*inside, _short(classes[k]), **style)
+            taken.append((inside, half))
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    return shortened(name, LONGEST_NAME)
 
 
 def _line(axes: Axes, steps: Sequence[float | int], values: Sequence[float | int]) -> None:

@@ -1,7 +1,9 @@
 """What all figures share: style, scale, helpers, and how a figure carries its caption. No global drawing state."""
 
 import io
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import update_wrapper
 from typing import Any, Generic, ParamSpec
@@ -11,8 +13,9 @@ import numpy as np
 from jaxtyping import Float, Real
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 
 from tdsm.base.errors import UsageError
 
@@ -22,14 +25,26 @@ DPI = 200
 
 CENTRED: dict[str, Any] = {"horizontalalignment": "center", "verticalalignment": "center"}
 INK, FAINT, HAIRLINE = "#1f2328", "#6b7280", "#c9ccd1"
-BLUE, AMBER = "#2166ac", "#c77b1b"
+BLUE, AMBER, PAPER, GRID = "#2166ac", "#c77b1b", "#ffffff", "#e6e8eb"
 # Nine hues of Paul Tol's "muted" scheme, safe for the common colour deficiencies, and a grey; then markers change.
 PALETTE = ["#332288", "#44aa99", "#cc6677", "#ddaa33", "#88ccee", "#117733", "#aa4499", "#999933", "#882255", "#777777"]
 MARKERS = "os^DvP"
-ERRORS, SIGNED, SHARES = "gist_heat_r", "RdBu_r", "Blues"  # white at 0, white at 0, palest at 0
+ERRORS, SIGNED = "gist_heat_r", "RdBu_r"  # white at 0
+SHARES = LinearSegmentedColormap.from_list("shares", [to_rgba(BLUE, 0.0), to_rgba(BLUE, 1.0)])  # nothing at 0
+OTHER_SCRIPTS = (  # tried in turn for letters that DejaVu has not
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic"),
+    *("PingFang SC", "WenQuanYi Zen Hei", "Noto Sans Devanagari", "Noto Sans Thai", "Arial Unicode MS"),
+)
+
+
+def _installed(names: Iterable[str]) -> list[str]:
+    there = set(fontManager.get_font_names())
+    return [name for name in names if name in there]
+
+
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
+    "font.sans-serif": ["DejaVu Sans", *_installed(OTHER_SCRIPTS)],
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.labelsize": 9,
@@ -46,8 +61,8 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "grid.color": "#e6e8eb",
-    "figure.facecolor": "white",
+    "grid.color": GRID,
+    "figure.facecolor": PAPER,
     "legend.frameon": False,
     # Names of classes and heads are shown as they are: a "$" in them is a dollar sign, not mathematics.
     "text.parse_math": False,
@@ -66,7 +81,7 @@ class Drawing(Generic[Parameters]):
 
     def __call__(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Figure:
         """Draw."""
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.rc_context(STYLE), without_missing_glyphs():
             figure = self.draw(*args, **kwargs)
             figure.draw_without_rendering()  # ticks are made when first drawn, and must be made under the style
         return figure
@@ -90,8 +105,17 @@ def png(figure: Figure, dpi: int = DPI) -> bytes:
     b'PNG'
     """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
+    with without_missing_glyphs():
+        figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
+
+
+@contextmanager
+def without_missing_glyphs() -> Iterator[None]:
+    """Say nothing of letters no font here has: a page shows them by its reader's fonts, a PNG as empty boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def finite(name: str, values: Real[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
@@ -118,7 +142,7 @@ def write(figure: Figure, left: float, top: float, text: str, *, size: float = 9
 def colour_bar(
     figure: Figure,
     axes: Axes,
-    cmap: str,
+    cmap: str | Colormap,
     low: float,
     high: float,
     label: str = "",
