@@ -47,7 +47,7 @@ def test_a_demo_leaves_all_it_promises(finished):
 
 def test_the_page_is_whole_and_loads_nothing(finished):
     page = (finished / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == len(list((finished / "figures").iterdir()))
+    assert page.count("<svg xmlns") == page.count('class="chart"') >= 5
     assert 'http-equiv="Content-Security-Policy"' in page
     assert 'src="http' not in page
     assert all(row in page for row in tinyrun.ROWS)

@@ -54,10 +54,7 @@ def run_command(arguments: list[str]) -> int:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         try:
-            verb = parse(arguments)
-            if (opening := verb.opening()) is not None and os.environ.get("RANK", "0") == "0":
-                print(f"{arguments[0]} {opening}", file=sys.stderr, flush=True)  # before torch is loaded
-            verb.execute()
+            parse(arguments).execute()
             sys.stdout.flush()
         except (Exception, KeyboardInterrupt) as error:
             if is_debugged:
@@ -73,6 +70,8 @@ def parse(arguments: list[str]) -> Verb:
         raise UsageError(f"{verb} runs in one process, {', '.join(SHARED)} in several. Start it without torchrun.")
     asked = [argument for argument in arguments if argument not in ("-h", "--help")]
     first = (_parse_quietly(asked) if asked != arguments else None) or _parse(arguments)
+    if asked == arguments and os.environ.get("RANK", "0") == "0" and (opening := first.opening()) is not None:
+        print(f"{verb} {opening}", file=sys.stderr, flush=True)  # before torch is loaded
     if (based := first.based()) is first and asked == arguments:
         return first
     return tyro.cli(type(first), prog=f"tdsm {verb}", args=arguments[1:], default=based, registry=FLAGS)

@@ -1,75 +1,83 @@
-"""Collect what a run's report shows: its results, and pictures drawn from its test images."""
+"""Collect what a run's page shows: its results, and pictures drawn from its test images."""
 
 import platform
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
-from jaxtyping import Float, Int
-from matplotlib.figure import Figure
-from torch import Tensor
 
 from tdsm.base import io
-from tdsm.base.randomness import generator
-from tdsm.base.statistics import confusion_matrix, psnr
-from tdsm.base.text import count_of
-from tdsm.classification.rows import ROWS
-from tdsm.classification.scores import majority_share
-from tdsm.data.sampling import stratified_sample
-from tdsm.decomposition import component_images, decompose
-from tdsm.decomposition.select import parse_selection, select_tokens
-from tdsm.figures import charts, pictures
-from tdsm.figures.style import Drawing
+from tdsm.base.progress import Progress
+from tdsm.base.text import duration
+from tdsm.figures import charts
 from tdsm.models.load import FIELD_FOLDER
 from tdsm.models.weights import count_parameters
 from tdsm.pipeline.field import CURVES
 from tdsm.pipeline.findings import read_findings
+from tdsm.pipeline.folder import read_commands
 from tdsm.pipeline.quality import reconstruction_of
-from tdsm.pipeline.rows import is_right, read_predictions, scored_rows
+from tdsm.pipeline.rows import is_right, scored_rows
 from tdsm.pipeline.run import Run
 from tdsm.pipeline.table import chosen, verdict
-from tdsm.report.page import ReportInputs, write_report
-from tdsm.study.analysis import compared
+from tdsm.report import scored, shown
+from tdsm.report.blocks import Chart, Code, Data, Facts, Fold, Page, Said, Section
+from tdsm.report.card import write_card
+from tdsm.report.page import write_report
 
-SHOWN_IMAGES, SHOWN_TOKENS, EMBEDDED_IMAGES = 8, 8, 1000
-Drawn = dict[str, tuple[Figure, str]]
+ASKED = {  # what a run may be asked besides, and how
+    "analysis": "tdsm analyse {run}",
+    "regimes": "tdsm finetune {run}",
+    "study-worth": "tdsm study worth {run}",
+    "study-tokens": "tdsm study tokens {run}",
+    "study-objectives": "tdsm study objectives {run}",
+    "study-regions": "tdsm study regions {run}",
+}
 
 
 def write_page(run: Run) -> Path:
-    """Write the page of a run, with its pictures beside it; return its path."""
-    table, quality = scored_rows(run), reconstruction_of(run)
-    history = io.read_json(run.path / FIELD_FOLDER / CURVES)
-    return write_report(run.path, gather(run, table, history, quality))
+    """Write the page of a run, with its figures and its model card beside it; return the page's path."""
+    page = gather(run)
+    write_card(run, scored_rows(run), reconstruction_of(run))
+    return write_report(run.path, page)
 
 
-def gather(run: Run, table: list[dict], history: list[dict], quality: dict) -> ReportInputs:
+@torch.no_grad()
+def gather(run: Run) -> Page:
     """Return everything the page of a run shows."""
-    config, found = run.field.config, read_findings(run)
-    environment = io.read_json(run.path / "environment.json")
+    table, quality, found = scored_rows(run), reconstruction_of(run), read_findings(run)
+    config, reader = run.field.config, next((row["name"] for row in chosen(table)), None)
+    seen = shown.Seen(run, shown.methods_shown(run, is_analysed="analysis" in found))
     right = {row["name"]: is_right(run, row["name"]) for row in chosen(table)}
-    return ReportInputs(
-        title=f"{run.data.name}: {config.num_tokens} tokens × {config.widths[-1]}",
-        verdict=verdict(table, right),
-        summary=(_quality_words(quality), quality["sanity"]),
-        notes=tuple(run.notes()),
-        rows=table,
-        tables=tuple(table for facts in found.values() for table in facts["tables"]),
-        figures=_pictures(run) | _statistics(run) | _results(run, table) | _found(run, found) | _history(history),
-        field={
-            "parameters": count_parameters(run.field),
-            "tokens": f"{config.num_tokens} × {config.widths[-1]}",
-            "decoder width": config.query_dim,
-            "test PSNR (dB)": round(quality["psnr"], 2),
-            "training images": len(run.data.train),
-            "validation images": len(run.data.validation),
-            "test images": len(run.data.test),
-        },
-        config=run.config.model_dump(mode="json"),
-        environment=environment | {"reported_on": platform.platform()},
-        command=environment["command"],
-    )
+    with Progress("report", total=10, unit="parts") as progress:
+
+        def part(make: Callable[[], Any]) -> Any:
+            made = make()
+            progress.advance()
+            return made
+
+        top = [
+            part(lambda: shown.flow(seen, reader)),
+            Said([verdict(table, right)], "verdict"),
+            Said([_quality_words(quality), quality["sanity"], scored.majority_words(run, table)]),
+            *([Said(run.notes(), "caveats")] if run.notes() else []),
+        ]
+        pairs = [part(lambda: [shown.tokens_of(seen, image) for image in range(len(seen.pair))])]
+        tokens = [*pairs[0], shown.every_token(seen), part(lambda: shown.reconstructions(seen))]
+        tokens += [part(lambda: shown.statistics(run)), *part(lambda: shown.embeddings(run))]
+        sections = [
+            Section("tokens", "What the tokens show", tokens),
+            Section("classes", "What they classify", part(lambda: scored.classified(table))),
+            Section("evidence", "Which tokens speak for a class", part(lambda: scored.evidence(run, table))),
+            Section("mistakes", "Where it goes wrong", part(lambda: scored.mistaken(run, table))),
+            Section("studies", "Regimes and studies", part(lambda: _studies(run, found))),
+            Section("training", "Training", _training(run, quality)),
+            Section("reproduce", "How this was made", _made(run)),
+        ]
+        prints = part(lambda: shown.prints(seen))
+    return Page(f"{run.data.name}: {config.num_tokens} tokens × {config.widths[-1]}", _when(run), top, sections, prints)
 
 
 def _quality_words(quality: dict) -> str:
@@ -79,116 +87,54 @@ def _quality_words(quality: dict) -> str:
     )
 
 
-def _with_caption(drawing: Drawing, *arguments: Any, here: str = "") -> tuple[Figure, str]:
-    return drawing(*arguments), f"{drawing.caption} {here}".strip()
-
-
-def _some(run: Run, count: int) -> Int[Tensor, " images"]:
-    """Draw the test images that a picture shows."""
-    return stratified_sample(run.data.test.labels, count, generator(run.config.seed, "report"))
-
-
-def _of_two_classes(labels: Int[Tensor, " images"]) -> list[int]:
-    """Choose the first image and the first one of another class."""
-    firsts = {label: position for position, label in reversed(list(enumerate(labels.tolist())))}
-    return sorted(firsts.values())[:2]
-
-
-def _draw_of(run: Run, count: int) -> str:
-    total = len(run.data.test)
-    if count == total:
-        return f"all {count_of(total, 'test image')}"
-    return f"a stratified draw of {count} of {count_of(total, 'test image')}"
-
-
-@torch.no_grad()
-def _pictures(run: Run) -> Drawn:
-    rows = _some(run, SHOWN_IMAGES)
-    images, pair = run.data.test.floats(rows).to(run.device), _of_two_classes(run.data.test.labels[rows])
-    size = tuple(images.shape[2:])
-    tokens = run.field.encode(images)
-    shown, reconstruction = rearrange(images, "b c h w -> b h w c"), run.field.decode(tokens, size=size)
-    indices = select_tokens(tokens.shape[1], parse_selection(run.config.maps.selection))
-    components = component_images(run.field, tokens[pair], size=size, selection=indices)
-    maps = components.mean(dim=-1).movedim(1, -1).cpu().numpy()
-    both = _unit(shown), _unit(reconstruction), psnr(shown, reconstruction).tolist()
-    here = f"Here: {_draw_of(run, len(images))}."
-    drawn = {"reconstructions": _with_caption(pictures.reconstructions, *both, here=here)}
-    for number, (image, parts) in enumerate(zip(pair, components.cpu().numpy(), strict=True)):
-        before, after = _unit(shown[image]), _unit(reconstruction[image])
-        drawn[f"components-{number}"] = _with_caption(pictures.component_grid, before, after, parts, indices)
-        drawn[f"tdsm-{number}"] = _with_caption(pictures.tdsm_slices, before, maps[number], indices)
-    return drawn
-
-
-@torch.no_grad()
-def _methods(run: Run) -> tuple[Figure, str]:
-    image = run.data.test.floats(_some(run, SHOWN_IMAGES)[:1]).to(run.device)
-    tokens, size = run.field.encode(image), tuple(image.shape[2:])
-    indices = list(range(min(SHOWN_TOKENS, tokens.shape[1])))
-    methods = compared(run.field)
-    parts = [decompose(run.field, tokens, size=size, method=method, selection=indices) for method in methods]
-    components = np.stack([part.components[0].mean(dim=-1).cpu().numpy() for part in parts])
-    return _with_caption(pictures.methods, _unit(image[0].movedim(0, -1)), components, methods, indices)
-
-
-def _statistics(run: Run) -> Drawn:
-    features, drawn = run.samples(ROWS["tdsm-avg"], "test").features, _some(run, EMBEDDED_IMAGES)
-    maps = features[drawn].flatten(1, 2)
-    pooled, labels, here = maps.mean(dim=1), run.data.test.labels[drawn].numpy(), f"Here: {_draw_of(run, len(drawn))}"
-    deviation = maps.std(dim=1, correction=0).numpy()
-    figures = {"token-statistics": _with_caption(charts.token_statistics, pooled.numpy(), deviation, here=f"{here}.")}
-    for name, points in {"PCA": _pca(pooled), "t-SNE": _tsne(pooled)}.items():
-        if points is not None:
-            arguments = points, labels, run.data.test.classes, f"{name} of average-pooled maps"
-            unseen = f"{here}; labels were not used to place the points."
-            figures[name.lower()] = _with_caption(charts.embedding, *arguments, here=unseen)
-    return figures
-
-
-def _results(run: Run, table: list[dict]) -> Drawn:
-    labels, classes = run.data.test.labels, run.data.test.classes
-    drawn = {"accuracy": _with_caption(charts.accuracy_bars, table, majority_share(labels))}
-    for row in chosen(table):
-        predicted = read_predictions(run, row["name"])
-        matrix = confusion_matrix(labels.repeat(len(predicted)), predicted.flatten(), len(classes))
-        once = f"Every image counts once for each of {len(predicted)} seeds." if len(predicted) > 1 else ""
-        figure, caption = _with_caption(charts.confusion, matrix.numpy(), classes, here=once)
-        which = f"{row['name']}, the {row['role']} row chosen on validation."
-        drawn[f"confusion-{row['role']}"] = figure, f"{which} {caption}"
-    return drawn
-
-
-def _found(run: Run, found: dict[str, dict[str, Any]]) -> Drawn:
-    """Draw what was found out beside the table, where it has a picture."""
-    drawn = {"methods": _methods(run)} if "analysis" in found else {}
+def _studies(run: Run, found: dict[str, dict[str, Any]]) -> list[Any]:
+    """Show what was found out beside the table, and say what was not asked."""
+    blocks: list[Any] = [table for facts in found.values() for table in facts["tables"]]
     if "study-tokens" in found:
         *rows, everything = found["study-tokens"]["rows"]
-        drawn["token-counts"] = _with_caption(charts.token_counts, rows, everything)
+        blocks.append(Chart("token-counts", charts.token_counts(rows, everything), charts.token_counts.caption))
     if "study-regions" in found:
         facts = found["study-regions"]
         changes = {edit: np.array(values) for edit, values in facts["changes"].items()}
-        drawn["handles"] = _with_caption(charts.handles, changes, list(facts["ways"]), facts["counts"])
-    return drawn
+        figure = charts.handles(changes, list(facts["ways"]), facts["counts"])
+        blocks.append(Chart("handles", figure, charts.handles.caption))
+    if missing := [way.format(run=run.path) for name, way in ASKED.items() if name not in found]:
+        blocks.append(Fold("Not asked of this run yet", [Code("\n".join(missing))]))
+    return blocks
 
 
-def _history(history: list[dict]) -> Drawn:
-    return {"curves": _with_caption(charts.curves, history)} if history else {}
+def _training(run: Run, quality: dict) -> list[Any]:
+    history = io.read_json(run.path / FIELD_FOLDER / CURVES)
+    config = run.field.config
+    facts = {
+        "parameters": count_parameters(run.field),
+        "tokens": f"{config.num_tokens} × {config.widths[-1]}",
+        "decoder width": config.query_dim,
+        "test PSNR (dB)": round(quality["psnr"], 2),
+        "training images": len(run.data.train),
+        "validation images": len(run.data.validation),
+        "test images": len(run.data.test),
+    }
+    return [Facts(facts), *([Chart("curves", charts.curves(history), charts.curves.caption)] if history else [])]
 
 
-def _unit(values: Float[Tensor, "*image"]) -> Float[np.ndarray, "*image"]:
-    return ((values.clamp(-1, 1) + 1) / 2).cpu().numpy()
+def _made(run: Run) -> list[Any]:
+    environment = io.read_json(run.path / "environment.json") | {"reported_on": platform.platform()}
+    commands = [entry["command"] for entry in read_commands(run.path)] or [environment["command"]]
+    return [
+        Code("\n".join(commands)),
+        Fold("Configuration", [Data(run.config.model_dump(mode="json"))]),
+        Fold("Environment", [Data(environment)]),
+    ]
 
 
-def _pca(pooled: Tensor) -> np.ndarray | None:
-    from sklearn.decomposition import PCA
-
-    return PCA(2, random_state=0).fit_transform(pooled.numpy()) if min(pooled.shape) >= 2 else None
-
-
-def _tsne(pooled: Tensor) -> np.ndarray | None:
-    from sklearn.manifold import TSNE
-
-    if len(pooled) < 10:
-        return None
-    return TSNE(2, perplexity=min(30, len(pooled) / 4), random_state=0, init="random").fit_transform(pooled.numpy())
+def _when(run: Run) -> list[str]:
+    """Say when the run was begun and how long its commands took, this one so far included."""
+    commands = read_commands(run.path)
+    if not commands:
+        return []
+    began = datetime.fromisoformat(commands[0]["when"])
+    seconds = sum(entry["seconds"] for entry in commands)
+    if (since := commands[-1].get("since")) is not None:
+        seconds += (datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds()
+    return [f"{began.day} {began:%B %Y}", f"{duration(seconds)} in all"]

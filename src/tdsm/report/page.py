@@ -1,14 +1,14 @@
-"""One self-contained page: findings first, then the tables, the figures, and all it takes to run it again.
+"""One self-contained page out of blocks: what it shows is inside it, and it loads nothing.
 
-The page loads nothing. Its pictures are inside it, and its content security policy forbids everything but them and
-the one style and the one script whose hashes it names. `page.html` is its template; every text is escaped there.
+Its content security policy forbids everything but the pictures in it and the one style and the one script whose hashes
+it names. `page.html` is its template; every text is escaped there.
 """
 
 import base64
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,108 +19,80 @@ from matplotlib.figure import Figure
 
 from tdsm.base.errors import UsageError
 from tdsm.base.io import write_bytes, write_text
-from tdsm.base.text import NOTHING, Table, thousands
+from tdsm.base.progress import track
+from tdsm.base.text import NOTHING, thousands
 from tdsm.figures.style import png
-from tdsm.pipeline.table import ROLES, by_accuracy, columns, is_best, remarks
+from tdsm.figures.svg import svg
+from tdsm.figures.tiles import Tile, png_of
+from tdsm.pipeline.table import ROLES
+from tdsm.report.blocks import Chart, Fold, Page
 
-PIXELS_PER_INCH = 100
 SPELLINGS = {"tdsm": "TDSM", "psnr": "PSNR", "ssim": "SSIM", "pca": "PCA", "tsne": "t-SNE"}
+PIXELS_PER_POINT = 1.5
+SMALL = 64  # pixels; what is smaller is shown larger, pixel by pixel
 
 
-@dataclass(frozen=True)
-class ReportInputs:
-    """What a page is made of.
+def render(page: Page) -> str:
+    """Write a page as one HTML file that needs nothing beside it.
 
-    Args:
-        title: Names the run.
-        verdict: What the table of classifiers shows, in words; it opens the page.
-        summary: Further findings, one plain sentence each.
-        notes: Caveats, one plain sentence each.
-        rows: Evaluated classifiers, as `tdsm.pipeline.table` describes them.
-        tables: What else was found out: measures, regimes, studies.
-        figures: Name -> (figure, caption). Names are letters, digits, "_" and "-"; they become file names.
-        field: Facts about the field, such as parameters, tokens and test PSNR.
-        config: The whole configuration.
-        environment: Versions and machine.
-        command: The command line that makes this page again.
-    """
-
-    title: str
-    verdict: str
-    summary: tuple[str, ...]
-    notes: tuple[str, ...]
-    rows: list[dict[str, Any]]
-    tables: tuple[Table, ...]
-    figures: dict[str, tuple[Figure, str]]
-    field: dict[str, Any]
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    command: str
-
-
-def render(inputs: ReportInputs) -> str:
-    """Write the page as one HTML file that needs nothing beside it.
-
-    >>> page = render(ReportInputs("A <run>", "It ran.", (), (), [], (), {}, {"tokens": 64}, {}, {}, "tdsm run"))
-    >>> "<h1>A &lt;run&gt;</h1>" in page
+    >>> "<h1>A &lt;run&gt;</h1>" in render(Page("A <run>", [], [], []))
     True
 
     Raises:
         UsageError: If a figure's name cannot be a file name.
     """
-    return _page(inputs, _pictures(inputs))
+    for name, _ in _figures(page):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            raise UsageError(f"report: figure {name!r} cannot be a file name; use letters, digits, '_' and '-'.")
+    sections = [section for section in page.sections if section.blocks]
+    return _template().render(page=page, sections=sections, style=_asset("page.css"), script=_asset("page.js"))
 
 
-def write_report(folder: Path, inputs: ReportInputs) -> Path:
-    """Write `report.html` and `figures/NAME.png` into `folder`; return the path of the page.
+def write_report(folder: Path, page: Page, name: str = "report.html") -> Path:
+    """Write the page and `figures/NAME.png` into `folder`; return the path of the page.
 
     Raises:
         UsageError: If a figure's name cannot be a file name.
     """
-    pictures = _pictures(inputs)
-    for name, picture in pictures.items():
-        write_bytes(Path(folder) / "figures" / f"{name}.png", picture)
-    path = Path(folder) / "report.html"
-    write_text(path, _page(inputs, pictures))
+    path, text = Path(folder) / name, render(page)
+    for figure_name, figure in track(list(_figures(page)), "figures", unit="files"):
+        write_bytes(Path(folder) / "figures" / f"{figure_name}.png", png(figure))
+    write_text(path, text)
     return path
 
 
-def _pictures(inputs: ReportInputs) -> dict[str, bytes]:
-    for name in inputs.figures:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            raise UsageError(f"report: figure {name!r} cannot be a file name; use letters, digits, '_' and '-'.")
-    return {name: png(figure) for name, (figure, _) in inputs.figures.items()}
+def _figures(page: Page) -> Iterator[tuple[str, Figure]]:
+    yield from _charts([*page.top, *(block for section in page.sections for block in section.blocks)])
+    yield from page.prints.items()
 
 
-def _page(inputs: ReportInputs, pictures: dict[str, bytes]) -> str:
-    parts = {
-        "findings": True,
-        "caveats": inputs.notes,
-        "accuracy": inputs.rows,
-        "field": inputs.field,
-        "figures": inputs.figures,
-        "studies": inputs.tables,
-        "reproduce": True,
-    }
-    return _template().render(
-        inputs=inputs,
-        sections=[name for name, content in parts.items() if content],
-        columns=columns(inputs.rows),
-        rows=by_accuracy(inputs.rows),
-        is_best=lambda row: is_best(inputs.rows, row),
-        roles=ROLES,
-        remarks=remarks(inputs.rows),
-        figures=[_figure(name, *inputs.figures[name], picture) for name, picture in pictures.items()],
-        style=_asset("page.css"),
-        script=_asset("page.js"),
-    )
+def _charts(blocks: list[Any]) -> Iterator[tuple[str, Figure]]:
+    for block in blocks:
+        if isinstance(block, Chart):
+            yield block.name, block.figure
+        elif isinstance(block, Fold):
+            yield from _charts(list(block.blocks))
 
 
 def _template() -> Any:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=_readable, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"digest": _digest, "fact": _fact, "json": _json, "prose": _prose, "titled": _titled}
+    environment.filters |= {
+        "chart": _chart,
+        "digest": _digest,
+        "encoded": lambda data: base64.b64encode(data).decode(),
+        "fact": _fact,
+        "json": _json,
+        "kind": lambda block: type(block).__name__.lower(),
+        "number": "{:.3g}".format,
+        "prose": _prose,
+        "slug": _slug,
+        "source": _source,
+        "titled": titled,
+    }
+    environment.tests["small"] = lambda tile: max(tile.shape[:2]) <= SMALL
+    environment.globals["roles"] = ROLES
     return environment.from_string(_asset("page.html"))
 
 
@@ -142,10 +114,14 @@ def _prose(sentence: str) -> str:
     return sentence.replace(" %", "\u00a0%")
 
 
-def _titled(name: str) -> str:
+def titled(name: str) -> str:
     """Turn a key such as `tdsm_slices` into words."""
     words = " ".join(SPELLINGS.get(word, word) for word in re.split(r"[_-]", name.replace("t-sne", "tsne")))
-    return words[:1].upper() + words[1:]
+    return words if words.startswith("t-") else words[:1].upper() + words[1:]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def _fact(value: object) -> str:
@@ -160,12 +136,17 @@ def _fact(value: object) -> str:
     return NOTHING if value is None else str(value)
 
 
-def _figure(name: str, figure: Figure, caption: str, picture: bytes) -> dict[str, Any]:
-    width, height = (round(PIXELS_PER_INCH * inches) for inches in figure.get_size_inches())
-    source = base64.b64encode(picture).decode()
-    size = {"width": width, "height": height}
-    return {"name": name, "title": _titled(name), "caption": caption, "picture": source} | size
+def _source(tile: Tile) -> str:
+    return "data:image/png;base64," + base64.b64encode(png_of(tile)).decode()
 
 
-def _json(value: dict[str, Any]) -> str:
+def _chart(chart: Chart) -> Markup:
+    """Write the SVG of a chart, as wide as it was drawn unless the window is narrower; letters in it are escaped."""
+    drawn = svg(chart.figure, chart.name)
+    across, down = (round(72 * PIXELS_PER_POINT * inches) for inches in chart.figure.get_size_inches())
+    drawn = re.sub(r' width="[^"]*pt" height="[^"]*pt"', f' width="{across}" height="{down}"', drawn, count=1)
+    return Markup(drawn.encode("utf-8", "replace").decode())
+
+
+def _json(value: Any) -> str:
     return json.dumps(value, indent=2, default=str, ensure_ascii=False)
