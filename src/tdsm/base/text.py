@@ -70,19 +70,6 @@ def count_of(number: int, noun: str) -> str:
     return f"{thousands(number)} {noun}{'' if number == 1 else 's'}"
 
 
-def duration(seconds: float) -> str:
-    """Write a duration for people.
-
-    >>> duration(3.24), duration(160.0), duration(400.0), duration(40000.0)
-    ('3.2 s', '2 min 40 s', '7 min', '11.1 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.2g} s"
-    if seconds < 300:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def cell_width(text: str) -> int:
     """Count the columns a text takes on a terminal: two a letter of Chinese, Japanese or Korean.
 
