@@ -90,6 +90,7 @@ def measure(browser, address, rounds):
 
     def timed(words, work, count=rounds):
         rows.append((words, page.evaluate(TIMED, [work, count])))
+        print(f"{words}: {statistics.median(rows[-1][1]):.0f} ms", file=sys.stderr, flush=True)
 
     timed("another image, all of it", "image")
     timed("toggle in the page: sum and probabilities", "toggle")
