@@ -258,3 +258,17 @@ def test_extracting_leaves_the_field_as_it_was(field, images, tmp_path):
     extract(field, images, tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in field.state_dict().items())
     assert all(parameter.grad is None for parameter in field.parameters())
+
+
+def test_a_lower_precision_of_the_encoder_is_told_apart_and_its_error_said(field, images, tmp_path):
+    said, low = [], CONFIG.model_copy(update={"precision": "bfloat16"})
+    rows = features_of(field, images, tmp_path / "low", low, say=said.append).rows("tokens")[EVERYTHING]
+    exact = features_of(field, images, tmp_path / "full").rows("tokens")[EVERYTHING]
+    share = ((rows - exact).square().mean() / exact.square().mean()).sqrt().item()
+    assert 0 < share < 0.05
+    assert module.precision_error(field, images.floats(EVERYTHING), low) == pytest.approx(share, rel=1e-3)
+    assert said == [f"low: tokens by bfloat16 are {100 * share:.2g} % off, rms."]
+    sets = [features_of(field, images, tmp_path, config) for config in (CONFIG, low)]
+    assert sets[0].made_from("tokens") != sets[1].made_from("tokens")
+    assert sets[0].made_from("pixels") == sets[1].made_from("pixels")
+    assert module.precision_error(field, images.floats(EVERYTHING), CONFIG) == 0

@@ -146,3 +146,10 @@ def test_a_published_checkpoints_heads_are_not_those_of_the_fields_settings():
     config = tiny(init=str(FIXTURES / "checkpoint_small.pt"), field__self_heads=4)
     assert initial_field(config, 3).config.self_heads == 8
     assert initial_field(config.model_copy(update={"init_heads": (2, 4)}), 3).config.cross_heads == 2
+
+
+def test_a_precision_that_the_processor_only_emulates_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(stages, "is_emulated", lambda device, precision: precision == "bfloat16")
+    stages._check_precision("float32", torch.device("cpu"))
+    with pytest.raises(UsageError, match=r"--maps\.precision bfloat16: this processor has no units for it"):
+        stages._check_precision("bfloat16", torch.device("cpu"))

@@ -24,6 +24,11 @@ class MapConfig(Settings):
     pool: Annotated[str, Choice(POOLS)] = Field("avg", description="How the feature `pooled` pools maps over space.")
     cells: Positive = Field(1, description="`pooled` keeps a grid of this many × this many regions.")
     dtype: Literal["float16", "float32"] = Field("float16", description="What maps are stored in.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="What the encoder computes in; decoding is in the field's own. bfloat16 is faster where the "
+        "machine has units for it; how far its tokens are off is said.",
+    )
     batch_size: Positive = Field(64, description="Images encoded at once.")
 
 

@@ -36,6 +36,14 @@ def compute_features(field: NeuralField, images: Images, names: Iterable[str], c
     return {name: _stored(name, FEATURES[name].compute(encoded).cpu(), config) for name in names}
 
 
+@torch.no_grad()
+def precision_error(field: NeuralField, images: Images, config: MapConfig) -> float:
+    """Return by which share tokens in the precision of the settings differ from those in float32, root mean square."""
+    images = images.to(next(field.parameters()).device)
+    exact, tokens = field.eval().encode(images), Encoded(field, images, config).tokens
+    return ((tokens - exact).square().mean() / exact.square().mean()).sqrt().item()
+
+
 def fingerprint_field(field: NeuralField) -> str:
     """Hash a field: its config and every weight."""
     digest = hashlib.sha256(json.dumps(field.config.model_dump(mode="json"), sort_keys=True).encode())
@@ -60,6 +68,8 @@ def feature_origin(
     kind, settings = FEATURES[name], config.model_dump(mode="json")
     used = [*kind.settings, *(["dtype"] if kind.is_map else [])]
     origin = {"field": field_hash, "data": data, "feature": name}
+    if kind.needs_field and config.precision != "float32":
+        origin["precision"] = config.precision
     return origin | {"maps": {key: settings[key] for key in used}, "change": change}
 
 
@@ -121,6 +131,9 @@ class FeatureSet:
         missing = self._missing(names)
         if missing:
             self._check_disk(missing)
+            if self.config.precision != "float32":
+                error = precision_error(self.field, self.images.floats(range(min(16, len(self.images)))), self.config)
+                self.say(f"{self.folder.name}: tokens by {self.config.precision} are {100 * error:.2g} % off, rms.")
         samples = sum(len(rows) for rows, _ in missing.values())
         with Progress(f"extracting {self.folder.name}", samples, unit="images") as progress:
             for index, (rows, wanted) in missing.items():

@@ -37,8 +37,10 @@ class Encoded:
 
     @cached_property
     def tokens(self) -> Float[Tensor, "batch tokens token_width"]:
-        """What the field encodes."""
-        return self.field.encode(self.images)
+        """What the field encodes, by matrix products in the precision of the settings."""
+        is_low = self.config.precision == "bfloat16"
+        with torch.autocast(self.images.device.type, torch.bfloat16, enabled=is_low):
+            return self.field.encode(self.images).to(self.images.dtype)
 
     @cached_property
     def values(self) -> Float[Tensor, "batch tokens value_width"]:

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import torch
+
 from tdsm.base import io
 from tdsm.base.device import resolve_device
-from tdsm.base.errors import DataError
+from tdsm.base.errors import DataError, UsageError
 from tdsm.base.progress import phase
 from tdsm.classification.config import ProbeConfig, RegimeConfig
 from tdsm.data import Data
@@ -30,6 +32,7 @@ from tdsm.pipeline.run import Run, chosen_rows
 from tdsm.pipeline.table import SHORT, by_accuracy, by_validation, chosen, remarks, table_markdown, verdict
 from tdsm.training import processes
 from tdsm.training.reconstruction import check_training
+from tdsm.training.throughput import is_emulated
 
 
 def train(path: Path, config: RunConfig, say: Say, *, resume: bool) -> Run:
@@ -135,7 +138,7 @@ def check(config: RunConfig, data: Data, field: NeuralField) -> None:
     Raises:
         TdsmError: The error that the stage would end with.
     """
-    resolve_device(config.device)
+    _check_precision(config.maps.precision, resolve_device(config.device))
     rows = chosen_rows(config.probe.rows)
     select_tokens(field.config.num_tokens, parse_selection(config.maps.selection))
     for method in (
@@ -146,3 +149,11 @@ def check(config: RunConfig, data: Data, field: NeuralField) -> None:
     check_training(field, data.train, config.train)
     if config.probe.views:
         check_augment(config.probe.augment, *data.train.size)
+
+
+def _check_precision(precision: str, device: torch.device) -> None:
+    if is_emulated(device, precision):
+        raise UsageError(
+            f"--maps.precision {precision}: this processor has no units for it and would be several times slower than "
+            "by float32. Leave it out."
+        )
