@@ -66,6 +66,12 @@ def battery():
             [kept(name, count) for name in ("learned", "stride", "random", "first") for count in (4, 8, 64)],
             kept("all", 256),
         ),
+        "handles": charts.handles(
+            {edit: np.abs(random.normal(size=(3, 4, 2))) for edit in ("dropped", "kept")},
+            ["additive", "attention", "random"],
+            [1, 2, 4, 8],
+        ),
+        "handles_one": charts.handles({"dropped": np.zeros((1, 1, 2)) + 0.1}, ["random"], [1]),
         "token_counts_one": charts.token_counts([kept(HOSTILE, 1)], kept("all", 2)),
     }
 

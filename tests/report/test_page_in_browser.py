@@ -97,6 +97,6 @@ def test_nothing_is_wider_than_the_window(opened, width):
 
 
 def test_charts_follow_the_dark(opened):
-    read = "() => getComputedStyle(document.querySelector('.chart svg text')).fill"
+    read = """() => getComputedStyle(document.querySelector('.chart svg text[fill="var(--ink)"]')).fill"""
     inks = [opened(color_scheme=scheme).evaluate(read) for scheme in ("light", "dark")]
     assert inks == ["rgb(29, 33, 38)", "rgb(227, 229, 232)"]

@@ -199,5 +199,5 @@ def _share(value: float | None) -> str:
     return NOTHING if value is None else percent(value)
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+def _signed(value: float | np.floating) -> str:
+    return f"{float(value):+.2f}".replace("-", "−")
