@@ -47,6 +47,7 @@ EXPECTED_SKIPS = (
     *("Triton is not installed", "g++ is not installed", "clang++ is not installed", "eager:"),
     *("starlette is not installed", "uvicorn is not installed", "playwright is not installed", "no chromium"),
     *("Ray is not installed", "zensical is not installed"),
+    *("bash is not installed", "zsh is not installed", "fish is not installed"),
 )
 """Words of what a machine may lack; a test skipped for any other reason fails the run."""
 

@@ -31,7 +31,9 @@ class Slow:
 sys.meta_path.insert(0, Slow())
 from tdsm.cli.main import run_command
 from tdsm.cli.verbs import VERBS
-for arguments in ([], ["--help"], ["--version"], *([verb, "--help"] for verb in VERBS), ["demo", "--print-config"]):
+every = [[verb, "--help"] for verb in VERBS if verb != "completion"]
+others = [["train", "--help-all"], ["completion", "fish"], ["demo", "--print-config"]]
+for arguments in ([], ["--help"], ["--version"], *every, *others):
     try:
         code = run_command(arguments)
     except SystemExit as stop:
@@ -74,7 +76,7 @@ def fails(capsys, code, *arguments):
 def test_help_imports_nothing_that_is_slow():
     done = subprocess.run([sys.executable, "-c", NO_TORCH], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("<done") == len(VERBS) + 4
+    assert done.stdout.count("<done") == len(VERBS) + 5
     for option in ("--train.steps INT", "--maps.reduction {mean,rgb,l2}", "--probe.learning-rates", "--resume"):
         assert option in done.stdout
 
@@ -224,6 +226,22 @@ def test_a_graphics_card_that_is_not_there_is_named(capsys, monkeypatch, elsewhe
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert "--device cuda: torch sees 0 CUDA devices" in fails(capsys, 5, "demo", "--device", "cuda")
     assert list(elsewhere.iterdir()) == []
+
+
+def test_the_home_folder_is_found_wherever_a_path_is_taken(capsys, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    colour_arrays(home / "colours.npz")
+    write_yaml(home / "tiny.yaml")
+    assert tdsm("train", "--config=~/tiny.yaml", "--train.steps", 0, "--run=~/first") == 0
+    arguments = ("--data.source=npz:~/colours.npz", "--init=~/first", "--data.channels", "grey", "--train.steps", 0)
+    assert tdsm("train", *arguments, "--run", "~/second") == 0
+    assert capsys.readouterr().out.split() == [str(home / "first"), str(home / "second")]
+    assert read_config(home / "second").data.source == f"npz:{home / 'colours.npz'}"
+    assert tdsm("info", "~/second") == 0
+    assert package.load_field("~/second").config.channels == 1
+    assert tdsm("classify", "~/second", "--dry-run", f"--data.source={home}/colours.npz") == 0
 
 
 def test_every_wrong_entry_of_a_file_is_listed(capsys, tmp_path):

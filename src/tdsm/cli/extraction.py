@@ -41,7 +41,7 @@ class Extract(Verb):
         """Start from the settings of the run, if it is one."""
         from tdsm.pipeline.folder import read_config
 
-        path = self.field.expanduser()
+        path = self.field
         if not (path / RUN_FIELD).is_file():
             return self
         config = read_config(path)
@@ -63,7 +63,7 @@ class Extract(Verb):
         from tdsm.features.work import Job
 
         return Job(
-            field=str(self.field.expanduser().absolute()),
+            field=str(self.field.absolute()),
             heads=self.heads,
             data=self.data.model_copy(update={"source": absolute_source(self.data.source)}),
             seed=self.seed,
@@ -85,7 +85,7 @@ class Verify(Verb):
         """Check, and say what is there."""
         from tdsm.features.card import verify
 
-        said = verify(self.store.expanduser())
+        said = verify(self.store)
         counts = ", ".join(f"{entry['images']} {split}" for split, entry in said["data"]["splits"].items())
         print(f"{self.store}: whole; {', '.join(said['features'])} of {counts} images, {said['format']}")
 
@@ -104,7 +104,7 @@ class Predict(Verb):
         from tdsm.pipeline.predict import as_text, predict_images, write_predictions
 
         as_text([], self.to or SHOWN)  # an ending that cannot be written is refused at once
-        found = predict_images(self.run.expanduser(), self.images, row=self.row, device=self.device)
+        found = predict_images(self.run, self.images, row=self.row, device=self.device)
         say(f"row {found.row}, validation {100 * found.validation_accuracy:.1f} %")
         if self.to is None:
             print(as_text(found.table(), SHOWN), end="")

@@ -1,12 +1,13 @@
 """The command line: parse, run a verb, turn errors into one line and a code. No torch before a verb does its work."""
 
+import inspect
 import os
 import sys
 import traceback
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 from pydantic import ValidationError
@@ -14,9 +15,10 @@ from pydantic import ValidationError
 from tdsm.base.errors import ResourceError, TdsmError, UsageError
 from tdsm.base.extras import missing_words
 from tdsm.base.settings import wrong_entries
-from tdsm.cli.flags import FLAGS, UNNAMED
+from tdsm.cli.flags import FLAGS, UNNAMED, showing
+from tdsm.cli.lessons import LESSONS
 from tdsm.cli.show import readable_streams
-from tdsm.cli.verbs import SHARED, VERBS, Verb
+from tdsm.cli.verbs import ANSWERED, SHARED, VERBS, Verb
 
 DESCRIPTION = """Token-wise decoded decomposition of neural fields, and classification from its spatial maps.
 
@@ -29,8 +31,10 @@ DESCRIPTION = """Token-wise decoded decomposition of neural fields, and classifi
 Images come from --data.source: digits, a folder of images or parquet files, an .npz file, a Hugging Face id.
 Features go anywhere by:  tdsm extract runs/cifar --features tokens pooled --to STORE
 A checkpoint of your own, or a published one, comes in by:  tdsm train --init FILE --train.steps 0 --run runs/mine
-`tdsm VERB --help` shows a verb's options; --debug anywhere shows the traceback of an error.
+`tdsm VERB --help` shows the options of a verb that matter, --help-all all of them, with the defaults of what stands
+beside it; --debug anywhere shows the traceback of an error.
 """
+HELP = {"-h", "--help", "--help-all"}
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
@@ -68,13 +72,36 @@ def parse(arguments: list[str]) -> Verb:
     verb = arguments[0]
     if verb not in SHARED and verb in VERBS and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(f"{verb} runs in one process, {', '.join(SHARED)} in several. Start it without torchrun.")
-    asked = [argument for argument in arguments if argument not in ("-h", "--help")]
-    first = (_parse_quietly(asked) if asked != arguments else None) or _parse(arguments)
-    if asked == arguments and os.environ.get("RANK", "0") == "0" and (opening := first.opening()) is not None:
+    if verb in VERBS and not HELP.isdisjoint(arguments):
+        _help(arguments)
+    first = _parse([argument if argument != "--help-all" else "--help" for argument in arguments])
+    if os.environ.get("RANK", "0") == "0" and (opening := first.opening()) is not None:
         print(f"{verb} {opening}", file=sys.stderr, flush=True)  # before torch is loaded
-    if (based := first.based()) is first and asked == arguments:
+    if (based := first.based()) is first:
         return first
     return tyro.cli(type(first), prog=f"tdsm {verb}", args=arguments[1:], default=based, registry=FLAGS)
+
+
+def _help(arguments: list[str]) -> NoReturn:
+    """Show the help of a verb or a question, with the defaults of what stands beside it, and exit."""
+    asked = [argument for argument in arguments if argument not in HELP]
+    command, model = asked[0], VERBS[asked[0]]
+    if command == "study" and asked[1:2] and asked[1] in ANSWERED:
+        command, model = f"study {asked[1]}", ANSWERED[asked[1]]
+    known = _parse_quietly(asked)
+    known = getattr(known, "question", known)
+    default = {"default": known.based()} if isinstance(known, model) else {}
+    lesson = LESSONS[command]
+    all_of_it = "--help-all" in arguments or not lesson.flags
+    tyro.cli(
+        model,
+        prog=f"tdsm {command}",
+        description=lesson.text(inspect.getdoc(model) or "", f"tdsm {command}"),
+        args=["--help"],
+        registry=FLAGS if all_of_it else showing(model, lesson.flags),
+        **default,
+    )
+    raise AssertionError("help ends the program")
 
 
 def _parse(arguments: list[str]) -> Verb:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 from pydantic import Field, create_model
@@ -71,8 +71,8 @@ class Train(Verb):
         from tdsm.pipeline.folder import CONFIG, read_config
 
         is_given = self.preset is not None or self.config is not None
-        if self.resume and self.run is not None and not is_given and (self.run.expanduser() / CONFIG).is_file():
-            return read_config(self.run.expanduser())
+        if self.resume and self.run is not None and not is_given and (self.run / CONFIG).is_file():
+            return read_config(self.run)
         name = self.preset or self._fitting_preset()
         base = type(self)().settings if name is None else preset(name)
         if name == "images":
@@ -120,7 +120,7 @@ class Train(Verb):
     def _path(self) -> Path:
         """Return the run's folder; the first free name under runs/ if none is given."""
         if self.run is not None:
-            path = self.run.expanduser()
+            path = self.run
             if path.is_file():
                 raise UsageError(f"{path}: this is a file, expected a folder or none yet. Choose another --run.")
             return path
@@ -173,7 +173,7 @@ class Stage(Verb):
         from tdsm.pipeline import stages
         from tdsm.pipeline.folder import read_config
 
-        path = self.run.expanduser()
+        path = self.run
         read_config(path)  # before anything is put there
         with _owned(path):
             run = stages.take_up(path, say, **self.options())
@@ -202,7 +202,7 @@ class Classify(Reading):
         """Start from the run's own settings."""
         from tdsm.pipeline.folder import read_config
 
-        config = read_config(self.run.expanduser())
+        config = read_config(self.run)
         return self.model_copy(update={"maps": config.maps, "probe": config.probe})
 
     def execute(self) -> None:
@@ -213,7 +213,7 @@ class Classify(Reading):
         if self.dry_run:
             from tdsm.pipeline.plan import plan
 
-            config = read_config(self.run.expanduser())
+            config = read_config(self.run)
             say(plan(config.model_copy(update={"maps": self.maps, "probe": self.probe})))
             return
         with self.taken_up() as run:
@@ -266,7 +266,7 @@ class Analyse(Stage):
         from tdsm.study.analysis import analyse, write_analysis
 
         with self.taken_up() as run:
-            other = None if self.against is None else stages.take_up(self.against.expanduser(), say)
+            other = None if self.against is None else stages.take_up(self.against, say)
             path, words = write_analysis(run, analyse(run, self.settings.images, other))
             show(words)
             print(path)
@@ -284,17 +284,22 @@ class Question(Reading):
         return module.answer(run, self.settings)
 
 
-def _question(name: str, asked: type[Asked]) -> Any:
-    """Make the subcommand of a question from how it is asked."""
+def _question(name: str, asked: type[Asked]) -> type[Question]:
+    """Make a question from how it is asked."""
     settings: Any = Annotated[asked, tyro.conf.arg(name="")], Field(asked(), description="How it is asked.")
-    model = create_model(name, __base__=Question, __doc__=asked.__doc__, settings=settings)
-    return Annotated[model, tyro.conf.subcommand(name)]
+    return create_model(name, __base__=Question, __doc__=asked.__doc__, settings=settings)
+
+
+ANSWERED = {name: _question(name, asked) for name, asked in QUESTIONS.items()}
+
+
+Asking: Any = Union[*(Annotated[model, tyro.conf.subcommand(name)] for name, model in ANSWERED.items())]
 
 
 class Study(Verb):
     """Ask one question of a finished run. `tdsm study QUESTION --help` shows its options."""
 
-    question: Annotated[Union[*(_question(*entry) for entry in QUESTIONS.items())], tyro.conf.arg(name="")]
+    question: Annotated[Asking, tyro.conf.arg(name="")]
 
     def opening(self) -> str | None:
         """Say of which run."""
@@ -337,7 +342,7 @@ class Report(Verb):
             from tdsm.pipeline import stages
             from tdsm.report.compare import write_comparison
 
-            compared = [stages.take_up(stage.run.expanduser(), say, source=self.source) for stage in others]
+            compared = [stages.take_up(stage.run, say, source=self.source) for stage in others]
             print(write_comparison([run, *compared]))
 
 
@@ -364,12 +369,10 @@ class Explore(Verb):
 
         if self.export is None:
             require_server()
-        studio = open_studio(self.path.expanduser(), say, [path.expanduser() for path in self.pictures], self.source)
+        studio = open_studio(self.path, say, list(self.pictures), self.source)
         if self.export is None:
             return explore(studio, self.port, say, opens_browser=self.browser)
-        path, words = export(
-            studio, self.export.expanduser(), chosen_images(studio, self.images, self.rows), self.methods
-        )
+        path, words = export(studio, self.export, chosen_images(studio, self.images, self.rows), self.methods)
         say(words)
         print(path)
 
@@ -383,7 +386,7 @@ class Info(Verb):
         """Print the description."""
         from tdsm.cli.info import describe, describe_machine
 
-        print(describe_machine() if self.path is None else describe(self.path.expanduser()))
+        print(describe_machine() if self.path is None else describe(self.path))
 
 
 class Bench(Verb):
@@ -409,6 +412,18 @@ class Bench(Verb):
             raise ResourceError(f"bench: not measured: {'; '.join(missing)}.")
 
 
+class Completion(Verb):
+    """Print what makes a shell complete verbs and flags by the tab key."""
+
+    shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]] = Field(description="Which shell.")
+
+    def execute(self) -> None:
+        """Print the script."""
+        from tdsm.cli.completion import completion
+
+        print(completion(self.shell))
+
+
 VERBS: dict[str, Any] = {
     "demo": Demo,
     "train": Train,
@@ -424,6 +439,7 @@ VERBS: dict[str, Any] = {
     "explore": Explore,
     "info": Info,
     "bench": Bench,
+    "completion": Completion,
 }
 SHARED = ("demo", "train", "finetune", "extract")  # verbs whose work several processes share out
 

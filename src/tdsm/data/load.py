@@ -1,6 +1,7 @@
 """Load a source, split it, decode what is kept."""
 
 import difflib
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -104,7 +105,8 @@ def resolve(source: str) -> tuple[str, str]:
     """
     kind, colon, where = source.partition(":")
     if kind in SOURCES and (colon or kind in BUILT_IN):
-        return kind, where
+        return kind, where if kind == "hub" else os.path.expanduser(where)
+    source = os.path.expanduser(source)
     path = Path(source)
     if source and path.is_dir():
         return layout(path), source

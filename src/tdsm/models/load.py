@@ -24,7 +24,7 @@ def load_field(path: str | Path, *, cross_heads: int = 4, self_heads: int = 8) -
     Raises:
         CheckpointError: If there is no field there, or its weights do not fit exactly.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_file():
         return load_published(path, cross_heads=cross_heads, self_heads=self_heads)
     if (cross_heads, self_heads) != (4, 8):

@@ -1,6 +1,9 @@
 """A whole run: the settings of its parts."""
 
-from pydantic import Field
+import os
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from tdsm.base.settings import Positive, Settings
 from tdsm.classification.config import ProbeConfig
@@ -14,7 +17,7 @@ class RunConfig(Settings):
     """A whole run: data, field, its training, its maps, the heads and baselines on them."""
 
     seed: int = Field(0, ge=0, description="Seed of every random draw.")
-    init: str | None = Field(
+    init: Annotated[str, AfterValidator(os.path.expanduser)] | None = Field(
         None, description="Start from this field: a run folder, a save_pretrained folder or a published .pt file."
     )
     init_heads: tuple[Positive, Positive] = Field(
