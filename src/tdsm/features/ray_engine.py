@@ -12,9 +12,11 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
+from tdsm.base import errors
 from tdsm.base.errors import ResourceError, TdsmError, UsageError
 from tdsm.base.extras import missing_words
 from tdsm.features.config import ExtractConfig
@@ -30,15 +32,25 @@ class ShardMaker:
     """An actor: takes the job up once, then makes the shards it is told."""
 
     def __init__(self, job: str):
-        self.work = Work(Job.model_validate_json(job))
-        self.units = {(unit.split, unit.index): unit for unit in self.work.units}
+        self.job = Job.model_validate_json(job)
+
+    @cached_property
+    def work(self) -> Work:
+        """The job, taken up when the first shard is to be made."""
+        return Work(self.job)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Make the shards of a batch; return how many samples each holds."""
-        units = [self.units[str(s), int(i)] for s, i in zip(batch["split"], batch["index"], strict=True)]
-        for unit in units:
+        """Make the shards of a batch; return how many samples each holds, and what went wrong."""
+        said = [self._made(str(s), int(i)) for s, i in zip(batch["split"], batch["index"], strict=True)]
+        return {"samples": [samples for samples, _ in said], "failure": [failure for _, failure in said]}
+
+    def _made(self, split: str, index: int) -> tuple[int, str]:
+        try:
+            unit = next(unit for unit in self.work.units if (unit.split, unit.index) == (split, index))
             self.work.make(unit)
-        return {"samples": [len(unit.rows) for unit in units]}
+        except (TdsmError, OSError) as error:
+            return 0, f"{type(error).__name__}: {error}"
+        return len(unit.rows), ""
 
 
 def make_by_ray(work: Work, units: Sequence[Unit], config: ExtractConfig, advance: Advance) -> None:
@@ -63,11 +75,18 @@ def make_by_ray(work: Work, units: Sequence[Unit], config: ExtractConfig, advanc
             num_cpus=1,
             num_gpus=gpus,
         )  # Ray restarts actors that die and tries their tasks again without limit, unless told otherwise
+        failures: list[str] = []
         try:
             for row in made.iter_rows():
                 advance(int(row["samples"]))
+                failures += [row["failure"]] if row["failure"] else []
         except ray.exceptions.RayError as error:
-            raise cause_of(error) from None
+            words = str(error).splitlines()[0]
+            raise ResourceError(
+                f"--engine ray: {words}. Run the same command again; finished shards are kept."
+            ) from None
+        if failures:
+            raise error_of(failures[0])
 
 
 def count_actors(processors: int, wanted: int | None, units: int) -> int:
@@ -94,15 +113,14 @@ def count_actors(processors: int, wanted: int | None, units: int) -> int:
     return min(wanted or most, units)
 
 
-def cause_of(error: BaseException) -> Exception:
-    """Return what an actor failed with, or, where Ray itself failed, an error that says so in one line."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, TdsmError | OSError) and type(seen).__module__.partition(".")[0] != "ray":
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    said = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return ResourceError(f"--engine ray: {said[-1].strip()} Finished shards are kept; run the same command again.")
+def error_of(failure: str) -> TdsmError:
+    """Return what an actor failed with: this package's error, or else one of resources.
+
+    >>> error_of("DataError: a.png: is empty"), error_of("FileExistsError: [Errno 17] File exists: 'test'")
+    (DataError('a.png: is empty'), ResourceError("[Errno 17] File exists: 'test'"))
+    """
+    kind, _, words = failure.partition(": ")
+    return getattr(errors, kind, ResourceError)(words)
 
 
 @contextmanager
