@@ -37,22 +37,23 @@ def place(monkeypatch):
         yield folder
 
 
-@pytest.fixture
-def cluster(place):
-    """A small Ray of this machine, gone afterwards."""
+@pytest.fixture(scope="module")
+def cluster():
+    """A small Ray of this machine, gone afterwards; tests that start their own come before those that share it."""
     ray = pytest.importorskip("ray", reason=REASON)
-    ray.init(
-        _temp_dir=place,
-        num_cpus=CPUS,
-        object_store_memory=80 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-    )
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        ray.init(
+            _temp_dir=folder,
+            num_cpus=CPUS,
+            object_store_memory=80 * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+        )
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 # ---------------------------------------------------------------- without Ray
@@ -102,81 +103,21 @@ def test_auto_says_what_it_took_and_why(monkeypatch, address, variable, seconds,
     assert engines.chosen(ExtractConfig(engine="here", ray_address=address), seconds) == ("here", "as asked")
 
 
-# ---------------------------------------------------------------- with Ray
+@pytest.mark.parametrize("error", [ConnectionError("no GCS at 10.0.0.1:6379"), Exception("no GCS in time\nmore")])
+def test_a_cluster_that_is_not_there_or_does_not_start_is_said_in_one_line(monkeypatch, error):
+    ray = pytest.importorskip("ray", reason=REASON)
+
+    def nobody(**options):
+        raise error
+
+    monkeypatch.setattr(ray, "init", nobody)
+    words = r"cluster cannot be used \(no GCS[^\n]*\)\. Check --ray-address, .* or use --engine here"
+    with pytest.raises(ResourceError, match=words), connected("10.0.0.1:6379"):
+        pass
+    assert not ray.is_initialized()
 
 
-@pytest.mark.slow
-def test_two_actors_make_the_same_store(whole, tmp_path, cluster):
-    assert made(tmp_path / "store", engine="ray", actors=2)
-    assert same(tmp_path / "store", whole)
-    assert cluster.is_initialized(), "a cluster that was there is not stopped"
-
-
-@pytest.mark.slow
-def test_what_is_there_is_not_sent_to_ray(whole, tmp_path, cluster):
-    made(tmp_path / "store", shards="1/2")
-    kept = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("shard*")}
-    assert made(tmp_path / "store", engine="ray", actors=1)
-    assert same(tmp_path / "store", whole)
-    assert {file: file.stat().st_mtime_ns for file in kept} == kept
-
-
-@pytest.mark.slow
-def test_actors_that_would_wait_for_ever_are_refused_by_what_the_cluster_has(tmp_path, cluster):
-    with pytest.raises(UsageError, match=f"sees {CPUS} processors and needs 1"):
-        made(tmp_path / "store", engine="ray", actors=CPUS)
-
-
-@pytest.mark.slow
-def test_what_an_actor_fails_with_is_what_the_command_fails_with(tmp_path, cluster):
-    made(tmp_path / "store", shards="1/9")
-    (tmp_path / "store" / "test").write_text("in the way")
-    with pytest.raises(ResourceError, match=r"exists.*test|Not a directory.*test"):
-        made(tmp_path / "store", engine="ray", actors=1)
-    assert len(list((tmp_path / "store" / "train").rglob("*.safetensors"))) > 3, "other shards are kept"
-
-
-@pytest.mark.slow
-def test_actors_that_die_are_started_again_and_lose_nothing(whole, tmp_path, place):
-    pytest.importorskip("ray", reason=REASON)
-    killed = killed_actors(tmp_path / "store", kills=4)
-    assert killed >= 2
-    assert same(tmp_path / "store", whole)
-
-
-@pytest.mark.slow
-def test_a_driver_that_dies_is_started_again_and_leaves_nothing_running(whole, tmp_path, place):
-    pytest.importorskip("ray", reason=REASON)
-    process = start(tmp_path / "store")
-    wait_for_files(tmp_path / "store", process, 14)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    for _ in range(300):
-        if not children_of_session(process.pid):
-            break
-        time.sleep(0.1)
-    assert children_of_session(process.pid) == []
-    assert start(tmp_path / "store").wait(300) == 0
-    assert same(tmp_path / "store", whole)
-
-
-@pytest.mark.slow
-def test_ray_reads_a_parquet_store_with_shapes_and_files_as_they_are(tmp_path, cluster):
-    """The traps of Ray's own reading: files merged into one block, tensors that lose their shape."""
-    import ray.data
-    from ray.data.context import DataContext
-
-    made(tmp_path / "store", format="parquet")
-    files = sorted(map(str, (tmp_path / "store" / "train").glob("*.parquet")))
-    context = DataContext.get_current()
-    context.use_datasource_v2 = False
-    context.enable_progress_bars = False
-    context.arrow_fixed_shape_tensor_format = type(context.arrow_fixed_shape_tensor_format)["ARROW_NATIVE"]
-    read = ray.data.read_parquet(files).materialize()
-    assert read.num_blocks() == len(files) == 5
-    batch = read.take_batch(54, batch_format="numpy")
-    assert batch["tdsm"].shape == (54, 8, 8, 5)
-    assert np.array_equal(np.sort(batch["id"]), np.sort(open_store(tmp_path / "store").ids("train")))
+# ---------------------------------------------------------------- killed
 
 
 def start(folder: Path) -> subprocess.Popen:
@@ -227,13 +168,78 @@ def command_line(pid: int) -> bytes:
         return b""
 
 
-def test_a_cluster_that_is_not_there_is_said_in_one_line(monkeypatch):
-    ray = pytest.importorskip("ray", reason=REASON)
+@pytest.mark.slow
+def test_actors_that_die_are_started_again_and_lose_nothing(whole, tmp_path, place):
+    pytest.importorskip("ray", reason=REASON)
+    killed = killed_actors(tmp_path / "store", kills=4)
+    assert killed >= 2
+    assert same(tmp_path / "store", whole)
 
-    def nobody(**options):
-        raise ConnectionError("no GCS at 10.0.0.1:6379")
 
-    monkeypatch.setattr(ray, "init", nobody)
-    with pytest.raises(ResourceError, match=r"cluster cannot be used \(no GCS"), connected("10.0.0.1:6379"):
-        pass
-    assert not ray.is_initialized()
+@pytest.mark.slow
+def test_a_driver_that_dies_is_started_again_and_leaves_nothing_running(whole, tmp_path, place):
+    pytest.importorskip("ray", reason=REASON)
+    process = start(tmp_path / "store")
+    wait_for_files(tmp_path / "store", process, 14)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    for _ in range(1200):
+        if not children_of_session(process.pid):
+            break
+        time.sleep(0.1)
+    assert children_of_session(process.pid) == []
+    assert start(tmp_path / "store").wait(300) == 0
+    assert same(tmp_path / "store", whole)
+
+
+# ---------------------------------------------------------------- on a cluster that is there
+
+
+@pytest.mark.slow
+def test_two_actors_make_the_same_store(whole, tmp_path, cluster):
+    assert made(tmp_path / "store", engine="ray", actors=2)
+    assert same(tmp_path / "store", whole)
+    assert cluster.is_initialized(), "a cluster that was there is not stopped"
+
+
+@pytest.mark.slow
+def test_what_is_there_is_not_sent_to_ray(whole, tmp_path, cluster):
+    made(tmp_path / "store", shards="1/2")
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("shard*")}
+    assert made(tmp_path / "store", engine="ray", actors=1)
+    assert same(tmp_path / "store", whole)
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+
+
+@pytest.mark.slow
+def test_actors_that_would_wait_for_ever_are_refused_by_what_the_cluster_has(tmp_path, cluster):
+    with pytest.raises(UsageError, match=f"sees {CPUS} processors and needs 1"):
+        made(tmp_path / "store", engine="ray", actors=CPUS)
+
+
+@pytest.mark.slow
+def test_what_an_actor_fails_with_is_what_the_command_fails_with(tmp_path, cluster):
+    made(tmp_path / "store", shards="1/9")
+    (tmp_path / "store" / "test").write_text("in the way")
+    with pytest.raises(ResourceError, match=r"exists.*test|Not a directory.*test"):
+        made(tmp_path / "store", engine="ray", actors=1)
+    assert len(list((tmp_path / "store" / "train").rglob("*.safetensors"))) > 3, "other shards are kept"
+
+
+@pytest.mark.slow
+def test_ray_reads_a_parquet_store_with_shapes_and_files_as_they_are(tmp_path, cluster):
+    """The traps of Ray's own reading: files merged into one block, tensors that lose their shape."""
+    import ray.data
+    from ray.data.context import DataContext
+
+    made(tmp_path / "store", format="parquet")
+    files = sorted(map(str, (tmp_path / "store" / "train").glob("*.parquet")))
+    context = DataContext.get_current()
+    context.use_datasource_v2 = False
+    context.enable_progress_bars = False
+    context.arrow_fixed_shape_tensor_format = type(context.arrow_fixed_shape_tensor_format)["ARROW_NATIVE"]
+    read = ray.data.read_parquet(files).materialize()
+    assert read.num_blocks() == len(files) == 5
+    batch = read.take_batch(54, batch_format="numpy")
+    assert batch["tdsm"].shape == (54, 8, 8, 5)
+    assert np.array_equal(np.sort(batch["id"]), np.sort(open_store(tmp_path / "store").ids("train")))

@@ -20,7 +20,7 @@ from tdsm.base import errors
 from tdsm.base.errors import ResourceError, TdsmError, UsageError
 from tdsm.base.extras import missing_words
 from tdsm.features.config import ExtractConfig
-from tdsm.features.engines import Advance, Engine
+from tdsm.features.engines import RAY_ADDRESS, Advance, Engine
 from tdsm.features.work import Job, Unit, Work
 
 RESERVED = 1  # processors left to Ray's own tasks
@@ -81,9 +81,8 @@ def make_by_ray(work: Work, units: Sequence[Unit], config: ExtractConfig, advanc
                 advance(int(row["samples"]))
                 failures += [row["failure"]] if row["failure"] else []
         except ray.exceptions.RayError as error:
-            words = str(error).splitlines()[0]
             raise ResourceError(
-                f"--engine ray: {words}. Run the same command again; finished shards are kept."
+                f"--engine ray: {first_line(error)}. Run the same command again; finished shards are kept."
             ) from None
         if failures:
             raise error_of(failures[0])
@@ -123,6 +122,11 @@ def error_of(failure: str) -> TdsmError:
     return getattr(errors, kind, ResourceError)(words)
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of what Ray says, which goes on for many; the kind of error where it says nothing."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """Be connected to a cluster, one of this machine alone if no address is given; leave it, or stop it, at the end."""
@@ -133,16 +137,20 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    own: dict[str, Any] = (
-        {} if address or os.environ.get("RAY_ADDRESS") else {"object_store_memory": OBJECT_STORE_BYTES}
-    )
+    there = address or os.environ.get(RAY_ADDRESS)
+    own: dict[str, Any] = {} if there else {"object_store_memory": OBJECT_STORE_BYTES}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False, **own)
+        ray.init(address=there or "local", **quiet, **own)
+    except Exception as error:  # of no type of its own where Ray's processes do not come up in time
+        raise ResourceError(
+            f"--engine ray: the cluster cannot be used ({first_line(error)}). Check --ray-address, wait until "
+            "the machine is less busy, or use --engine here."
+        ) from None
+    try:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         yield
-    except (ConnectionError, ray.exceptions.RaySystemError) as error:
-        raise ResourceError(f"--engine ray: the cluster cannot be used ({str(error).splitlines()[0]}).") from None
     finally:
         ray.shutdown()
 
