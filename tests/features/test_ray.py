@@ -117,6 +117,22 @@ def test_a_cluster_that_is_not_there_or_does_not_start_is_said_in_one_line(monke
     assert not ray.is_initialized()
 
 
+@pytest.mark.parametrize(
+    ("address", "variable", "used"),
+    [(None, None, "local"), ("auto", None, "auto"), (None, "10.0.0.1:6379", "10.0.0.1:6379")],
+)
+def test_ray_is_started_here_unless_a_cluster_is_named(monkeypatch, address, variable, used):
+    ray, given = pytest.importorskip("ray", reason=REASON), {}
+    monkeypatch.delenv(engines.RAY_ADDRESS, raising=False)
+    if variable:
+        monkeypatch.setenv(engines.RAY_ADDRESS, variable)
+    monkeypatch.setattr(ray, "init", lambda **options: given.update(options))
+    with connected(address):
+        pass
+    assert given["address"] == used
+    assert ("object_store_memory" in given) == (used == "local"), "a cluster that is there has its own"
+
+
 # ---------------------------------------------------------------- killed
 
 
