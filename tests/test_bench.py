@@ -389,7 +389,7 @@ def test_what_could_not_be_measured_is_said_and_ends_with_an_error(capsys, monke
     [
         (["--cases", "exakt"], 2, "perhaps you meant exact"),
         (["--device", "cuda:7"], 5, "torch sees"),
-        (["--side", "0"], 2, "side is 0: expected at least 1"),
+        (["--side", "0"], 2, "side.0 is 0: expected at least 1"),
         (["--dtype", "int8"], 2, "int8"),
         (["--seconds", "0"], 2, "seconds is 0.0: expected a number above 0"),
     ],

@@ -3,30 +3,41 @@ from pydantic import ValidationError
 
 from tdsm.base.settings import Settings
 from tdsm.bench.config import BenchConfig
-from tdsm.classification.config import HeadConfig, LearningRates, ProbeConfig, RegimeConfig
+from tdsm.classification.config import HeadConfig, LearningRates, MapAugment, ProbeConfig, RegimeConfig
 from tdsm.classification.registry import HEADS
 from tdsm.data.config import AugmentConfig, DataConfig
 from tdsm.decomposition import DECOMPOSITIONS, REDUCTIONS, STRATEGIES
-from tdsm.features.config import MapConfig
+from tdsm.features.config import ExtractConfig, MapConfig
 from tdsm.models.config import FieldConfig
 from tdsm.pipeline.config import RunConfig
-from tdsm.study.config import AnalysisConfig, ObjectiveStudyConfig, StudyConfig, TokenStudyConfig
+from tdsm.study.config import (
+    AnalysisConfig,
+    Asked,
+    ObjectiveStudyConfig,
+    RegionStudyConfig,
+    StudyConfig,
+    TokenStudyConfig,
+)
 from tdsm.training.config import LoopConfig, TrainConfig
 from tdsm.training.registry import OBJECTIVES
 
 MODELS = [
     AnalysisConfig,
+    Asked,
     AugmentConfig,
     BenchConfig,
     DataConfig,
+    ExtractConfig,
     FieldConfig,
     HeadConfig,
     LearningRates,
     LoopConfig,
+    MapAugment,
     MapConfig,
     ObjectiveStudyConfig,
     ProbeConfig,
     RegimeConfig,
+    RegionStudyConfig,
     RunConfig,
     StudyConfig,
     TokenStudyConfig,

@@ -31,9 +31,9 @@ def test_a_port_that_is_taken_is_named():
     ("arguments", "code", "words"),
     [
         (["nowhere"], 4, "no field found"),
-        (["nowhere", "--port", "70000"], 2, "less than or equal to 65535"),
+        (["nowhere", "--port", "70000"], 2, "port is 70000: expected at most 65535"),
         (["nowhere", "--methods", "sollo"], 2, "solo"),
-        (["nowhere", "--images", "0"], 2, "greater than or equal to 1"),
+        (["nowhere", "--images", "0"], 2, "images is 0: expected at least 1"),
     ],
 )
 def test_wrong_input_gets_a_line(capsys, tmp_path, monkeypatch, arguments, code, words):

@@ -58,7 +58,7 @@ def test_a_sprite_holds_thumbnails_row_by_row():
 
 
 def test_large_tiles_are_made_smaller():
-    assert on_scale(np.zeros((200, 50)), Scale("x", "gray", 0, 1)).shape == (tiles.SHARPEST, 24, 3)
+    assert on_scale(np.zeros((200, 50)), Scale("x", "gray", 0.0, 1.0)).shape == (tiles.SHARPEST, 24, 3)
 
 
 def test_an_svg_keeps_its_letters_and_no_style_of_its_own():

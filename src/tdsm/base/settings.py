@@ -75,7 +75,7 @@ def expected(error: Mapping[str, Any]) -> str:
     ...     except ValidationError as error:
     ...         return expected(error.errors()[0])
     >>> words(Positive, 0), words(int, "x"), words(Share, 1.5)
-    ('expected at least 1', 'expected a whole number', 'expected at most 1')
+    ('expected at least 1', 'expected a whole number', 'expected at most 1.0')
     """
     kind, context = error["type"], error.get("ctx", {})
     if kind in ("missing", "extra_forbidden"):

@@ -127,7 +127,7 @@ def _received(pipe: BinaryIO, kind: str, value: Any) -> Encoded:
 def main() -> None:
     """Decode and write what comes through the pipe, until it is closed."""
     parent, jobs = os.getppid(), sys.stdin.buffer
-    answers = os.fdopen(os.dup(1), "wb")
+    answers = os.dup(1)
     os.dup2(2, 1)  # whatever prints does not answer
     while line := jobs.readline():
         job, error = json.loads(line), None
@@ -139,8 +139,7 @@ def main() -> None:
             write_block(Path(job["path"]), batch, job["made_from"])
         except OSError as failure:
             error = failure.strerror or str(failure)
-        answers.write(json.dumps({"error": error}).encode() + b"\n")
-        answers.flush()
+        os.write(answers, json.dumps({"error": error}).encode() + b"\n")
 
 
 if __name__ == "__main__":

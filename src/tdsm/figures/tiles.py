@@ -71,8 +71,8 @@ def in_colour(image: Float[np.ndarray, "height width channels"]) -> Tile:
 def on_scale(values: Float[np.ndarray, "height width"], scale: Scale) -> Tile:
     """Show one plane of values on a scale.
 
-    >>> on_scale(np.zeros((1, 1)), Scale("", "RdBu_r", -1, 1))[0, 0].tolist()  # white at 0, but for rounding
-    [246, 247, 247]
+    >>> on_scale(np.zeros((1, 1)), Scale("", "RdBu_r", -1.0, 1.0))[0, 0].tolist()  # white at 0, but for rounding
+    [247, 246, 246]
     """
     shares = Normalize(scale.low, scale.high, clip=True)(finite("values", values))
     return _small(matplotlib.colormaps[scale.colours](shares, bytes=True)[..., :3])

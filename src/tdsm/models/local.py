@@ -36,7 +36,7 @@ def spread_points(count: int, axes: int) -> Float[Tensor, "count axes"]:
 
     >>> spread_points(3, axes=2)
     tensor([[ 0.0000,  0.0000],
-            [-0.4902,  0.1397],
+            [-0.4902, -0.8603],
             [-0.9805,  0.2794]])
     """
     root = 2.0

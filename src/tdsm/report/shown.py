@@ -49,6 +49,7 @@ def draw_of(run: Run, count: int) -> str:
 def of_different_classes(labels: Int[Tensor, " images"], count: int) -> list[int]:
     """Choose the first images that differ in class, at most `count`.
 
+    >>> import torch
     >>> of_different_classes(torch.tensor([3, 3, 1, 0]), 2)
     [0, 2]
     """
