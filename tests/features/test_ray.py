@@ -254,7 +254,7 @@ def test_ray_reads_a_parquet_store_with_shapes_and_files_as_they_are(tmp_path, c
     context.use_datasource_v2 = False
     context.enable_progress_bars = False
     context.arrow_fixed_shape_tensor_format = type(context.arrow_fixed_shape_tensor_format)["ARROW_NATIVE"]
-    read = ray.data.read_parquet(files).materialize()
+    read = ray.data.read_parquet(files, override_num_blocks=len(files)).materialize()
     assert read.num_blocks() == len(files) == 5
     batch = read.take_batch(54, batch_format="numpy")
     assert batch["tdsm"].shape == (54, 8, 8, 5)

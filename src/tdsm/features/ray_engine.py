@@ -80,6 +80,8 @@ def make_by_ray(work: Work, units: Sequence[Unit], config: ExtractConfig, advanc
             for row in made.iter_rows():
                 advance(int(row["samples"]))
                 failures += [row["failure"]] if row["failure"] else []
+        except ray.exceptions.RayTaskError:
+            raise  # our own mistake in an actor, to be seen whole
         except ray.exceptions.RayError as error:
             raise ResourceError(
                 f"--engine ray: {first_line(error)}. Run the same command again; finished shards are kept."
