@@ -220,7 +220,7 @@ def test_a_study_is_its_settings_and_a_module_of_its_name(tmp_path, monkeypatch)
     module.answer = lambda run, config: (run.path / "count.md", f"{config.times * len(run.data.test)} images")
     monkeypatch.setitem(sys.modules, "tdsm.study.count", module)
     question = verbs._question("count", CountConfig)  # what one line in QUESTIONS adds to `tdsm study`
-    monkeypatch.setitem(verbs.VERBS, "count", question.__origin__)
+    monkeypatch.setitem(verbs.VERBS, "count", question)
     run = tinyrun.demo(tmp_path / "run")
     path, words = parse(["count", str(run), "--times", "2"]).answer(tinyrun.finished(run))
     assert (path, words) == (run / "count.md", "120 images")

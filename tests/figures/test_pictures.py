@@ -62,7 +62,6 @@ def battery():
         "curves_one": charts.curves([record]),
         "accuracy_bars": charts.accuracy_bars([row(), row("a rather long name of a baseline", "baseline")], 0.1),
         "accuracy_bars_one": charts.accuracy_bars([row(HOSTILE, accuracy=1.0, low=0.9, high=1.0)]),
-        "handles": charts.handles({HOSTILE: np.full((2, 3, 2), 0.1)}, ["additive", HOSTILE], [1, 2, 4]),
         "token_counts": charts.token_counts(
             [kept(name, count) for name in ("learned", "stride", "random", "first") for count in (4, 8, 64)],
             kept("all", 256),
