@@ -97,8 +97,9 @@ def demo(path: Path) -> Path:
 
 
 def content(path: Path, *patterns: str) -> dict[str, str]:
-    """Hash the files below a folder that match: name -> SHA-256."""
+    """Hash the files below a folder that match, but for the list of commands: name -> SHA-256."""
     files = {file for pattern in patterns or ("**/*",) for file in path.glob(pattern) if file.is_file()}
+    files -= {path / "commands.json"}
     return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
 
 

@@ -75,7 +75,7 @@ def drawn_images(run, count):
 
 
 def pixels(run, rows):
-    return run.data.test.images[rows].movedim(1, -1).numpy()[..., [0, 0, 0]]
+    return run.data.test.images[rows].movedim(-3, -1).numpy()[..., [0, 0, 0]]
 
 
 def test_the_page_shows_all_it_must(run, page, table):
@@ -298,23 +298,26 @@ def test_a_card_of_other_weights_is_not_taken(run, table, tmp_path):
 
 def test_runs_are_compared_row_by_row_in_pairs_and_setting_by_setting(run, tmp_path):
     other = finished(demo(tmp_path / "other"))
-    config = other.config.model_copy(update={"seed": 3})
+    config = other.config.model_copy(update={"device": "cpu"})
     page = compare.comparison([run, replace(other, config=config)])
     accuracies, fields, settings = (section.blocks[0] for section in page.sections)
     names = [line[0] for line in accuracies.lines]
     assert sorted(names) == sorted(row["name"] for row in scored_rows(run))
     assert all(line[1] == line[2] and line[3] == "+0.0" and " to " in line[4] for line in accuracies.lines)
     assert [line[0] for line in fields.lines] == ["run", "other"]
-    assert settings.lines == [["seed", "0", "3"]]
+    assert settings.lines == [["device", "auto", "cpu"]]
     assert "compared in pairs" in page.top[0].sentences[0]
     path = compare.write_comparison([run, other])
     assert path.name == "run-other.html"
     assert "other has the same settings" in path.read_text()
 
 
-def test_runs_of_other_test_images_get_no_difference(run, tmp_path):
+def test_runs_of_other_test_images_get_no_difference(run, tmp_path, monkeypatch):
     other = finished(demo(tmp_path / "other"))
     test = replace(other.data.test, ids=other.data.test.ids + 1000)
-    page = compare.comparison([run, replace(other, data=replace(other.data, test=test))])
+    assert compare._shares_images(run, other)
+    assert not compare._shares_images(run, replace(other, data=replace(other.data, test=test)))
+    monkeypatch.setattr(compare, "_shares_images", lambda one, other: one is other)
+    page = compare.comparison([run, other])
     assert "no difference is stated" in page.top[0].sentences[0]
     assert all(line[3:] == ["–", "–"] for line in page.sections[0].blocks[0].lines)

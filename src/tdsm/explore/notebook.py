@@ -52,8 +52,8 @@ def show(field: TokenField, images: Float[Tensor, "batch channels height width"]
     >>> from tdsm import FieldConfig, NeuralField
     >>> field = NeuralField(FieldConfig(widths=(16,), num_latents=4, mapping_dim=6, cross_head_dim=8, self_head_dim=4))
     >>> shown = show(field, torch.zeros(2, 3, 8, 8))
-    >>> [axes.get_title() for axes in shown.figure.axes]
-    ['input', 'reconstruction', '0', '1', '2', '3']
+    >>> ", ".join(axes.get_title() for axes in shown.figure.axes)
+    'input, reconstruction, 0, 1, 2, 3'
 
     Args:
         field: Any token field of pictures.

@@ -96,7 +96,7 @@ def noted(path: Path, *, at_once: bool = True) -> Iterator[None]:
         is_refused = True
         raise
     finally:
-        if at_once or not is_refused:
+        if (at_once or not is_refused) and (path / CONFIG).exists():
             seconds = entry["seconds"] + time.monotonic() - began
             io.write_json(path / COMMANDS, [*earlier, entry | {"seconds": round(seconds, 1)}])
 

@@ -74,9 +74,9 @@ def _field_for(data: Data) -> FieldConfig:
 def _train_for(data: Data) -> TrainConfig:
     pixels = data.train.size[0] * data.train.size[1]
     share = min(1.0, 256 / pixels)
+    sparse = {"objectives": {"full": 0.0, "sparse_context": 1.0}, "context_fraction": share} if share < 1 else {}
     return TrainConfig(
-        objectives={"full": float(share == 1), "sparse_context": float(share < 1)},
-        context_fraction=share,
+        **sparse,
         num_queries=min(pixels, 256),
         batch_size=16,
         learning_rate=3e-3,
