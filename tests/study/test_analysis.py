@@ -100,6 +100,7 @@ def test_a_run_of_other_images_is_refused(run, tmp_path):
 def test_the_command_prints_the_table_and_the_report_shows_it(tmp_path, capsys):
     path = demo(tmp_path / "run")
     assert read_findings(finished(path)) == {}
+    capsys.readouterr()
     assert tdsm("analyse", path, "--images", 12) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{path}/analysis.md\n"

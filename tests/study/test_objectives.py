@@ -83,6 +83,7 @@ def test_the_table_has_means_and_deviations(rows):
 def test_the_command_writes_the_table(tmp_path, capsys):
     path = demo(tmp_path / "run")
     options = ["--steps", 2, "--images", 4, "--size", 4, 4, "--epochs", 1, "--max-train", 40, "--objectives", "full"]
+    capsys.readouterr()
     assert tdsm("study", "objectives", path, *options) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{path}/study-objectives.md\n"

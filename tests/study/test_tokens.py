@@ -154,6 +154,7 @@ def test_the_table_names_the_tokens_of_every_seed_and_their_overlap():
 def test_the_command_writes_table_numbers_and_picture(tmp_path, capsys):
     path = demo(tmp_path / "run")
     options = ["--seeds", 1, "--epochs", 1, "--learning-rates", 0.01, "--head.kind", "max"]
+    capsys.readouterr()
     assert tdsm("study", "tokens", path, *options, "--counts", 2, 1) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{path}/study-tokens.md\n"

@@ -169,6 +169,7 @@ def test_the_command_prints_the_table(tmp_path, capsys):
     path = demo(tmp_path / "run")
     options = ["--seeds", 1, "--parameters", 7000, "--size", 4, 4, "--epochs", 1, "--max-train", 40, "--hidden-dim", 5]
     few = ["--steps", 2, "--token-counts", 2, "--train-counts", 20]
+    capsys.readouterr()
     assert tdsm("study", "worth", path, *options, *few) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{path}/study-worth.md\n"
