@@ -107,6 +107,7 @@ def test_the_environment_says_with_what_and_where():
 
 
 def test_commands_are_noted_with_when_and_how_long(tmp_path, monkeypatch):
+    (tmp_path / "config.json").touch()
     monkeypatch.setattr("sys.argv", ["/bin/tdsm", "classify", "a run"])
     with noted(tmp_path):
         (entry,) = read_commands(tmp_path)
@@ -124,7 +125,10 @@ def test_commands_are_noted_with_when_and_how_long(tmp_path, monkeypatch):
     assert [entry["command"].split()[1] for entry in read_commands(tmp_path)] == ["classify", "evaluate"]
 
 
-def test_a_command_that_was_refused_leaves_no_note(tmp_path):
+def test_a_command_that_was_refused_or_made_no_run_leaves_no_note(tmp_path):
+    with pytest.raises(MemoryError), noted(tmp_path, at_once=False):
+        raise MemoryError
+    (tmp_path / "config.json").touch()
     with pytest.raises(CheckpointError), noted(tmp_path, at_once=False):
         raise CheckpointError("no")
-    assert list(tmp_path.iterdir()) == []
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
