@@ -178,6 +178,7 @@ def kept(*arguments, **options):
     histories.append(train(*arguments, **options))
     return histories[-1]
 probe.train_task = gates.train_task = regimes.train = kept
+probe.ROUND = 1  # validation after every epoch, as short as they are
 data, folder = digits(), Path(sys.argv[-1])
 samples = {
     name: probe.Samples(FeatureRows([all_floats(images).movedim(1, -1).repeat(1, 1, 1, 4)]), images.labels)
@@ -214,7 +215,7 @@ def test_fields_heads_gates_and_regimes_do_not_depend_on_the_number_of_processes
     one, *others = seen
     assert len(one["losses"]) == 3 + 1 + 3 + 2 + 2 + 4
     for other in others:
-        assert other["losses"] == pytest.approx(one["losses"], rel=1e-6)
+        assert other["losses"] == pytest.approx(one["losses"], rel=1e-5)  # float32, summed in another order
         assert other["psnr"] == pytest.approx(one["psnr"], rel=1e-6)
         assert (other["counts"], other["tokens"]) == (one["counts"], one["tokens"])
 
