@@ -14,6 +14,7 @@ from tdsm.base.errors import DataError, UsageError
 from tdsm.data.hashes import image_hashes
 from tdsm.data.mapped import MappedImages
 
+SPLITS = ("train", "validation", "test")  # the sets of `Data`, by name
 HASHED_AT_ONCE = 256  # images
 
 

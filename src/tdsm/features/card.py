@@ -20,11 +20,12 @@ from tdsm.base.errors import CheckpointError, ResourceError, UsageError
 from tdsm.base.settings import differences
 from tdsm.base.text import markdown_table, thousands
 from tdsm.data.config import DataConfig
+from tdsm.data.imageset import SPLITS
 from tdsm.features.config import MapConfig
 from tdsm.features.kinds import FEATURES
 from tdsm.features.registry import FORMATS
 from tdsm.features.store import sidecar_of
-from tdsm.features.work import SPLITS, Job, Unit, Work
+from tdsm.features.work import Job, Unit, Work
 
 PLACES = ("source", "cache", "memory_limit")  # where images are, which decides nothing
 ABOUT, SAMPLES, CARD = "store.json", "samples.safetensors", "README.md"

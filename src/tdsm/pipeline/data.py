@@ -10,9 +10,10 @@ from tdsm.base.errors import DataError
 from tdsm.base.progress import track
 from tdsm.data import Data, ImageSet, load_data
 from tdsm.data.config import DataConfig
+from tdsm.data.imageset import SPLITS
 
 FOLDER, TENSORS, FACTS = "data", "images.safetensors", "data.json"
-SPLITS, PARTS = ("train", "validation", "test"), ("ids", "labels", "hashes")
+PARTS = ("ids", "labels", "hashes")
 
 
 def load(config: DataConfig, seed: int) -> Data:

@@ -12,6 +12,7 @@ from typing import Any
 from tdsm.base import io
 from tdsm.base.text import Table
 from tdsm.pipeline import link
+from tdsm.pipeline.data import fingerprints
 from tdsm.pipeline.run import Run
 
 FOLDER, FACTS = "findings", "facts.json"
@@ -49,5 +50,4 @@ def read_findings(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _origin(run: Run) -> dict[str, Any]:
-    data = {split: getattr(run.data, split).fingerprint() for split in ("train", "validation", "test")}
-    return {"field": run.field_hash, "data": data}
+    return {"field": run.field_hash, "data": fingerprints(run.data)}

@@ -10,11 +10,11 @@ from jaxtyping import Int, Shaped
 from tdsm.base.errors import UsageError
 from tdsm.base.registry import nearest
 from tdsm.data import Data
+from tdsm.data.imageset import SPLITS
 from tdsm.features.kinds import FEATURES
 from tdsm.models.field import NeuralField
 from tdsm.models.load import load_field
 from tdsm.pipeline.config import RunConfig
-from tdsm.pipeline.data import SPLITS
 from tdsm.pipeline.field import require_trained
 from tdsm.pipeline.folder import owned, read_config
 from tdsm.pipeline.rows import read_predictions, scored_rows

@@ -11,7 +11,6 @@ from tdsm.base import io
 from tdsm.base.randomness import generator
 from tdsm.data import Data, ImageSet
 from tdsm.pipeline import link
-from tdsm.pipeline.data import SPLITS as SPLITS
 from tdsm.pipeline.run import Run
 
 ANSWER, PREDICTED = "answer.json", "predicted.safetensors"

@@ -20,6 +20,7 @@ from tdsm.base.text import Table, count_of
 from tdsm.classification.config import ProbeConfig
 from tdsm.classification.probe import Samples
 from tdsm.data import Data, ImageSet
+from tdsm.data.imageset import SPLITS
 from tdsm.data.sampling import stratified_sample
 from tdsm.decomposition import decompose
 from tdsm.decomposition.measures import effective_rank, redundancy
@@ -28,12 +29,13 @@ from tdsm.features.config import MapConfig
 from tdsm.features.extract import FeatureSet, fingerprint_field
 from tdsm.models.field import NeuralField
 from tdsm.pipeline import link
+from tdsm.pipeline.data import fingerprints
 from tdsm.pipeline.field import new_field, train_and_keep
 from tdsm.pipeline.findings import write_findings
 from tdsm.pipeline.run import Run
 from tdsm.study.answers import fit_and_test
 from tdsm.study.config import ObjectiveStudyConfig
-from tdsm.study.keep import SPLITS, subsets
+from tdsm.study.keep import subsets
 from tdsm.training.config import TrainConfig, objective_weights
 from tdsm.training.reconstruction import check_training
 from tdsm.training.registry import OBJECTIVES
@@ -150,10 +152,8 @@ def _field(run: Run, name: str, seed: int, path: Path, steps: int) -> NeuralFiel
 
 def _origin(run: Run, field: NeuralField, data: Data, seed: int, config: ObjectiveStudyConfig) -> dict[str, Any]:
     asked = config.model_dump(mode="json", exclude={"objectives", "seeds", "steps"})
-    sets = {split: getattr(data, split).fingerprint() for split in SPLITS}
-    return {"field": fingerprint_field(field), "data": sets, "all": run.data.test.fingerprint(), "asked": asked} | {
-        "seed": {"run": run.config.seed, "number": seed}
-    }
+    made_from = {"field": fingerprint_field(field), "data": fingerprints(data), "all": run.data.test.fingerprint()}
+    return made_from | {"asked": asked, "seed": {"run": run.config.seed, "number": seed}}
 
 
 def _write(

@@ -20,11 +20,12 @@ from tdsm.classification.config import ProbeConfig
 from tdsm.classification.gates import learn_tokens
 from tdsm.classification.probe import Samples
 from tdsm.classification.rows import ROWS
+from tdsm.data.imageset import SPLITS
 from tdsm.decomposition.select import first, parse_selection, select_tokens
 from tdsm.pipeline.run import Run
 from tdsm.study.answers import changed, fit_and_test
 from tdsm.study.config import TokenStudyConfig
-from tdsm.study.keep import SPLITS, keep_answer
+from tdsm.study.keep import keep_answer
 
 FOLDER, ROW = "study-tokens", ROWS["tdsm-avg"]  # the row whose features are read
 MEANINGS = {

@@ -20,6 +20,7 @@ from tdsm.base.text import count_of, percent
 from tdsm.classification.config import ProbeConfig
 from tdsm.classification.probe import Samples
 from tdsm.data import Data
+from tdsm.data.imageset import SPLITS
 from tdsm.decomposition import check_method
 from tdsm.features.config import MapConfig
 from tdsm.features.extract import FeatureSet, fingerprint_field
@@ -30,7 +31,7 @@ from tdsm.pipeline.run import Run
 from tdsm.study.answers import changed, fit_and_test
 from tdsm.study.config import READINGS, StudyConfig
 from tdsm.study.features import ASKED
-from tdsm.study.keep import SPLITS, keep_answer, subsets
+from tdsm.study.keep import keep_answer, subsets
 from tdsm.study.mirror import mirror_errors
 from tdsm.study.table import write_study
 from tdsm.training.reconstruction import measure_psnr
