@@ -57,6 +57,10 @@ def classify(maps, pool="max", size=(4, 4), num_tokens=5):
     return tdsm.TDSMClassifier(num_tokens, 3, pool, size)(maps)
 
 
+def evidence(classes, **options):
+    return tdsm.class_evidence(tdsm.TDSMClassifier(5, 3), torch.zeros(2, 4, 4, 5), classes, **options)
+
+
 # name: (what is called, words the message must hold: what was seen, what is expected)
 CASES = {
     "images of bytes": (lambda g: g.field.encode((g.images * 255).byte()), "torch.uint8", "floating point in [-1, 1]"),
@@ -176,10 +180,13 @@ CASES = {
     "unknown head option": (lambda g: tdsm.TDSMClassifier(5, 3, depht=3), "depht", "depth"),
     "impossible head option": (lambda g: tdsm.TDSMClassifier(5, 3, depth=0), "depth is 0", "at least 1"),
     "evidence for no class": (
-        lambda g: tdsm.class_evidence(tdsm.TDSMClassifier(5, 3), torch.zeros(2, 4, 4, 5), torch.tensor([0, 7])),
+        lambda g: evidence(torch.tensor([0, 7])),
         "[0, 7]",
         "from 0 to 2",
     ),
+    "evidence for one image of two": (lambda g: evidence(torch.tensor([0])), "[0]", "2 whole numbers"),
+    "evidence for half a class": (lambda g: evidence(torch.tensor([0.0, 1.5])), "[0.0, 1.5]", "2 whole numbers"),
+    "evidence at half a point": (lambda g: evidence(None, points=2.5), "points is 2.5", "1 to 256"),
     "maps channels first": (lambda g: classify(torch.zeros(2, 5, 4, 4)), "(2, 5, 4, 4)", "(batch, height, width, 5)"),
     "maps of another size": (
         lambda g: classify(torch.zeros(2, 4, 3, 5), "flatten"),

@@ -76,6 +76,12 @@ def tdsm(*arguments: Any) -> int:
         return int(str(stop.code))
 
 
+def unprinted(markdown: str, printed: str) -> set[str]:
+    """Return the words of a Markdown text that a command did not print, however it set the text out."""
+    said = {word for word in markdown.replace("\\", "").split() if word.strip("|:-#*")}
+    return said - set(printed.replace("•", "-").split())
+
+
 def write_yaml(path: Path, **changes: Any) -> Path:
     """Write the tiny settings as a file for --config."""
     path.write_text(yaml.safe_dump(tiny(**changes).model_dump(mode="json")))

@@ -13,6 +13,7 @@ from tdsm.pipeline import field as fields
 from tdsm.pipeline import quality, stages
 from tdsm.pipeline.field import initial_field
 from tdsm.pipeline.plan import plan
+from tdsm.pipeline.table import by_accuracy, table_markdown
 from tdsm.report.gather import write_page
 from tdsm.training.reconstruction import reconstruction_quality
 from tests.samples import all_floats
@@ -66,8 +67,12 @@ def test_quality_is_measured_on_the_test_images_once(tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "reconstruction_quality", None)
     text = stages.evaluate(run)
     assert f"{kept['psnr']:.2f} dB on 60 test images" in text
-    assert (run.path / "table.md").read_text().splitlines()[0] == text.splitlines()[0]  # the verdict
+    written = (run.path / "table.md").read_text()
+    said, _, rest = text.partition("\n\n")
+    assert written.startswith(f"{said}\n\n")
+    assert written.endswith(rest[rest.index("\n- ") :])  # what is said of both tables
     table = json.loads((run.path / "table.json").read_text())
+    assert table_markdown(by_accuracy(table), table) in written
     assert all(row["name"] in text and f"{100 * row['accuracy']:.1f}" in text for row in table)
     assert all(note in text for note in run.data.notes)
 

@@ -54,7 +54,7 @@ def seen(run):
 
 @pytest.fixture(scope="module")
 def page(run):
-    return gather(run)
+    return gather(run, scored_rows(run), reconstruction_of(run))
 
 
 def blocks_of(page, kind):
@@ -116,7 +116,8 @@ def test_no_picture_is_made_of_training_or_validation_images(run, monkeypatch):
         name: Closed(part.images, part.labels, part.ids, part.classes)
         for name, part in (("train", run.data.train), ("validation", run.data.validation))
     }
-    gather(replace(run, data=Data(**closed, test=run.data.test, name=run.data.name, notes=run.data.notes)))
+    seen = replace(run, data=Data(**closed, test=run.data.test, name=run.data.name, notes=run.data.notes))
+    gather(seen, scored_rows(seen), reconstruction_of(seen))
     assert set(asked) == {"test"}
 
 
@@ -214,7 +215,7 @@ def test_what_was_found_out_is_shown(run):
     rows = [{"method": name, "count": 2, "accuracy": 0.5, "ends": [0.4, 0.6]} for name in ("random", "all")]
     _, text = write_findings(run, "study-tokens", listed, {"rows": rows})
     assert "### One\n\nFew do.\n\n| tokens |" in text
-    page = gather(run)
+    page = gather(run, scored_rows(run), reconstruction_of(run))
     shutil.rmtree(run.path / "findings")
     (studies,) = (section.blocks for section in page.sections if section.name == "studies")
     assert [block.title for block in studies if isinstance(block, Table)] == ["One", "Two"]

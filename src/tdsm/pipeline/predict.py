@@ -8,6 +8,7 @@ import io as text_io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,8 +23,7 @@ from tdsm.base import io
 from tdsm.base.device import resolve_device
 from tdsm.base.errors import CheckpointError, DataError, UsageError
 from tdsm.base.progress import track
-from tdsm.classification.config import HeadConfig
-from tdsm.classification.heads import make_head
+from tdsm.classification.heads import TDSMClassifier
 from tdsm.classification.knn import votes
 from tdsm.classification.probe import READ, Samples, neighbours_of
 from tdsm.classification.rows import ROWS, Row
@@ -35,12 +35,11 @@ from tdsm.features.extract import compute_features, fingerprint_field
 from tdsm.features.store import FeatureRows, fault, read_shards
 from tdsm.models.field import NeuralField
 from tdsm.models.load import load_field
-from tdsm.models.weights import load_strictly
 from tdsm.pipeline import data as run_data
 from tdsm.pipeline.config import RunConfig
 from tdsm.pipeline.field import new_field, require_trained
 from tdsm.pipeline.folder import read_config
-from tdsm.pipeline.rows import CHOICE, ROWS_FOLDER
+from tdsm.pipeline.rows import CHOICE, ROWS_FOLDER, classifiers_in
 from tdsm.pipeline.run import FEATURES_FOLDER
 
 Images = Float[Tensor, "_ channels height width"]
@@ -257,17 +256,18 @@ def _reader(
 
 def _by_heads(fitted: Fitted, classes: int, device: torch.device) -> Read:
     """Return the mean of the probabilities that the heads of all seeds give."""
-    config = HeadConfig.model_validate(fitted.choice["head"])
-    states = [io.read_tensors(fitted.path / f"seed-{n}.safetensors") for n in range(len(fitted.choice["fits"]))]
+
+    @cache
+    def heads(height: int, width: int, maps: int) -> list[TDSMClassifier]:
+        return [head.to(device).eval() for head in classifiers_in(fitted.path, (height, width, maps), classes)]
 
     @torch.no_grad()
     def read(features: Tensor) -> Probabilities:
-        height, width, maps = features.shape[1:]
-        classifier, parts = make_head(config, maps, classes, (height, width)).to(device).eval(), []
-        for state in states:
-            load_strictly(classifier, state, where=str(fitted.path))
-            batches = features.float().split(READ)
-            parts.append(torch.cat([classifier(batch.to(device)).double().softmax(dim=1).cpu() for batch in batches]))
+        batches = features.float().split(READ)
+        parts = [
+            torch.cat([head(batch.to(device)).double().softmax(dim=1).cpu() for batch in batches])
+            for head in heads(*features.shape[1:])
+        ]
         return torch.stack(parts).mean(dim=0)
 
     return read

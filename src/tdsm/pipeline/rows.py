@@ -90,8 +90,12 @@ def is_scored(run: Run, name: str) -> bool:
 
 def read_classifiers(run: Run, name: str, shape: tuple[int, int, int]) -> Iterator[TDSMClassifier]:
     """Read the classifiers of a fitted row, one a seed, for features of a shape (height, width, maps)."""
+    return classifiers_in(run.path / ROWS_FOLDER / name, shape, len(run.data.train.classes))
+
+
+def classifiers_in(folder: Path, shape: tuple[int, int, int], classes: int) -> Iterator[TDSMClassifier]:
+    """Read the same from a row's folder alone."""
     height, width, maps = shape
-    folder, classes = run.path / ROWS_FOLDER / name, len(run.data.train.classes)
     choice = io.read_object(folder / CHOICE)
     for number in range(len(choice["fits"])):
         classifier = make_head(HeadConfig.model_validate(choice["head"]), maps, classes, (height, width))

@@ -6,7 +6,7 @@ from typing import Any
 
 from tdsm.base.settings import differences
 from tdsm.base.statistics import paired_difference
-from tdsm.base.text import NOTHING, Table, percent, points
+from tdsm.base.text import NOTHING, Table, percent, points, thousands
 from tdsm.models.weights import count_parameters
 from tdsm.pipeline.quality import reconstruction_of
 from tdsm.pipeline.rows import is_right, scored_rows
@@ -92,7 +92,7 @@ def _fields(runs: Sequence[Run], names: Sequence[str]) -> Table:
     lines = [
         [
             name,
-            f"{count_parameters(run.field):,}".replace(",", "\u2009"),
+            thousands(count_parameters(run.field)),
             f"{run.field.config.num_tokens} × {run.field.config.widths[-1]}",
             f"{reconstruction_of(run)['psnr']:.2f}",
             str(len(run.data.train)),

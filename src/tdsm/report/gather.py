@@ -16,7 +16,7 @@ from tdsm.figures import charts
 from tdsm.models.load import FIELD_FOLDER
 from tdsm.models.weights import count_parameters
 from tdsm.pipeline.field import CURVES
-from tdsm.pipeline.findings import read_findings
+from tdsm.pipeline.findings import NAMES, read_findings
 from tdsm.pipeline.folder import read_commands
 from tdsm.pipeline.quality import reconstruction_of
 from tdsm.pipeline.rows import is_right, scored_rows
@@ -27,27 +27,21 @@ from tdsm.report.blocks import Chart, Code, Data, Facts, Fold, Page, Said, Secti
 from tdsm.report.card import write_card
 from tdsm.report.page import write_report
 
-ASKED = {  # what a run may be asked besides, and how
-    "analysis": "tdsm analyse {run}",
-    "regimes": "tdsm finetune {run}",
-    "study-worth": "tdsm study worth {run}",
-    "study-tokens": "tdsm study tokens {run}",
-    "study-objectives": "tdsm study objectives {run}",
-    "study-regions": "tdsm study regions {run}",
-}
+VERBS = {"analysis": "analyse", "regimes": "finetune"}  # of findings that are not named after theirs
 
 
 def write_page(run: Run) -> Path:
     """Write the page of a run, with its figures and its model card beside it; return the page's path."""
-    page = gather(run)
-    write_card(run, scored_rows(run), reconstruction_of(run))
+    table, quality = scored_rows(run), reconstruction_of(run)
+    page = gather(run, table, quality)
+    write_card(run, table, quality)
     return write_report(run.path, page)
 
 
 @torch.no_grad()
-def gather(run: Run) -> Page:
-    """Return everything the page of a run shows."""
-    table, quality, found = scored_rows(run), reconstruction_of(run), read_findings(run)
+def gather(run: Run, table: list[dict], quality: dict) -> Page:
+    """Return everything the page of a run shows, its table and the quality of its reconstruction among it."""
+    found = read_findings(run)
     config, reader = run.field.config, next((row["name"] for row in chosen(table)), None)
     seen = shown.Seen(run, shown.methods_shown(run, is_analysed="analysis" in found))
     right = {row["name"]: is_right(run, row["name"]) for row in chosen(table)}
@@ -98,8 +92,10 @@ def _studies(run: Run, found: dict[str, dict[str, Any]]) -> list[Any]:
         changes = {edit: np.array(values) for edit, values in facts["changes"].items()}
         figure = charts.handles(changes, list(facts["ways"]), facts["counts"])
         blocks.append(Chart("handles", figure, charts.handles.caption))
-    if missing := [way.format(run=run.path) for name, way in ASKED.items() if name not in found]:
-        blocks.append(Fold("Not asked of this run yet", [Code("\n".join(missing))]))
+    missing = [VERBS.get(name, name.replace("-", " ")) for name in NAMES if name not in found]
+    if missing:
+        commands = "\n".join(f"tdsm {verb} {run.path}" for verb in missing)
+        blocks.append(Fold("Not asked of this run yet", [Code(commands)]))
     return blocks
 
 
