@@ -19,6 +19,7 @@ from playwright.sync_api import sync_playwright
 
 from tdsm.base.environment import describe_environment
 from tdsm.base.io import write_text
+from tdsm.base.text import markdown_table
 from tdsm.classification.heads import TDSMClassifier
 from tdsm.cli.presets import cifar10_small
 from tdsm.explore.export import chosen_images, exported_page
@@ -138,9 +139,8 @@ def main():
     thread.join()
     where = describe_environment()
     lines = [f"{date.today()}, {where['processor']}, {torch.get_num_threads()} threads, Chromium {version}.", ""]
-    lines += ["| what | median, ms | largest, ms | of |", "|---|---|---|---|"]
-    for words, spent in rows:
-        lines.append(f"| {words} | {statistics.median(spent):.0f} | {max(spent):.0f} | {len(spent)} |")
+    cells = [[words, f"{statistics.median(spent):.0f}", f"{max(spent):.0f}", str(len(spent))] for words, spent in rows]
+    lines.append(markdown_table(["what", "median, ms", "largest, ms", "of"], cells, ["what"]))
     lines += ["", f"- The first view takes {requests} requests and {received / 1e3:.0f} kB."]
     lines.append(exported(random_studio(64), "Random weights"))
     if arguments.run is not None:

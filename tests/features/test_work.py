@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -263,7 +264,7 @@ def test_what_float16_cannot_hold_is_refused_and_float32_holds_it(tmp_path):
 
 def test_a_full_disk_is_foreseen(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(2**40, 2**40 - 1000, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 2**40 - 1000, 1000))
     with pytest.raises(ResourceError, match=r"tokens, pooled, tdsm of 90 images take .* pooled ones"):
         made(tmp_path / "store")
     assert list(tmp_path.rglob("*.safetensors")) == [tmp_path / "store" / "samples.safetensors"]

@@ -163,9 +163,7 @@ def _said(studio: Studio, shelf: int, row: int, head: int) -> tuple[dict[str, An
     falls = studio.falls(shelf, row, head)
     if falls is not None and falls.adds_up:
         return {"adds_up": True, "scores": _short(falls.scores), "blank": _short(falls.blank)}, falls.by_token
-    scores = studio.scores(head, [(shelf, row)], [0] * studio.num_tokens)
-    assert scores is not None, "all tokens are there"
-    return {"adds_up": False, "scores": _short(scores)}, None
+    return {"adds_up": False, "scores": _short(studio.whole_scores(shelf, row, head))}, None
 
 
 def _short(values: Tensor) -> list[float]:

@@ -241,6 +241,12 @@ class Studio:
         tokens, keep = self.composed(sources, slots)
         return self._head(head).scores(self.image(*sources[0]), tokens, keep)
 
+    def whole_scores(self, shelf: int, row: int, head: int) -> Float[Tensor, " classes"]:
+        """Return what a head says of all tokens of an image."""
+        scores = self.scores(head, [(shelf, row)], [0] * self.num_tokens)
+        assert scores is not None, "all tokens are there"
+        return scores
+
     def falls(self, shelf: int, row: int, head: int) -> Falls | None:
         """Return by how much a head's scores fall when a token of an image is blanked."""
         return self._head(head).falls(self.image(shelf, row), self.tokens(shelf, row))

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdsm.base.errors import NonFiniteError, ResourceError
+from tdsm.base.errors import NonFiniteError
 from tdsm.base.progress import Progress
 from tdsm.data import ImageSet
 from tdsm.features.config import MapConfig
 from tdsm.features.kinds import FEATURES, Encoded, Images, Maps
-from tdsm.features.store import FeatureRows, fault, read_shards, shard_ranges, write_shard
+from tdsm.features.store import FeatureRows, fault, read_shards, require_room, shard_ranges, write_shard
 from tdsm.models.field import NeuralField
 
 Lent = Callable[[str, dict[str, Any]], list[Tensor] | None]
@@ -174,13 +173,10 @@ class FeatureSet:
         bytes_of = {name: feature.nbytes for name, feature in self._compute(torch.tensor([0]), names).items()}
         needed = sum(len(rows) * bytes_of[name] for rows, wanted in missing.values() for name in wanted)
         self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
-        if needed > 0.9 * free:
-            raise ResourceError(
-                f"extract: {', '.join(sorted(names))} of {len(self.images)} images take {needed / 2**30:.1f} GiB, "
-                f"{free / 2**30:.1f} GiB are free at {self.folder}. Decode fewer tokens (--maps.selection), smaller "
-                "maps (--maps.size) or fewer images (--data.max-train)."
-            )
+        remedy = (
+            "Decode fewer tokens (--maps.selection), smaller maps (--maps.size) or fewer images (--data.max-train)."
+        )
+        require_room(self.folder, needed, sorted(names), len(self.images), remedy)
 
 
 def _stored(name: str, feature: Maps, config: MapConfig) -> Maps:

@@ -1,18 +1,18 @@
 """Extract features to a store: what is missing of one part of it, wherever that is done."""
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tdsm.base.errors import ResourceError, UsageError
+from tdsm.base.errors import UsageError
 from tdsm.base.progress import Progress, track
 from tdsm.base.text import duration
 from tdsm.features.card import about, begin, bytes_of, check_place, finish
 from tdsm.features.config import ExtractConfig
 from tdsm.features.engines import chosen
 from tdsm.features.registry import ENGINES
+from tdsm.features.store import require_room
 from tdsm.features.work import Job, Unit, Work, dealt, part_of
 
 Say = Callable[[str], None]
@@ -107,13 +107,9 @@ def _seconds(work: Work) -> float:
 
 
 def _check_disk(folder: Path, said: Mapping[str, Any], samples: int) -> None:
-    needed, free = samples * sum(map(bytes_of, said["features"].values())), shutil.disk_usage(folder).free
-    if needed > 0.9 * free:
-        raise ResourceError(
-            f"extract: {', '.join(said['features'])} of {samples} images take {needed / GIB:.1f} GiB, "
-            f"{free / GIB:.1f} GiB are free at {folder}. Extract fewer or smaller features, such as pooled ones, "
-            "or fewer tokens (--maps.selection)."
-        )
+    needed = samples * sum(map(bytes_of, said["features"].values()))
+    remedy = "Extract fewer or smaller features, such as pooled ones, or fewer tokens (--maps.selection)."
+    require_room(folder, needed, said["features"], samples, remedy)
 
 
 def _kind_words(name: str, kind: Mapping[str, Any]) -> str:

@@ -7,7 +7,8 @@ A shard counts as there when its sidecar and its bytes are what is expected now,
 started again loses and repeats nothing. Rows are read through a memory map: a store may be larger than memory.
 """
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -17,7 +18,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from tdsm.base import io
-from tdsm.base.errors import CheckpointError
+from tdsm.base.errors import CheckpointError, ResourceError
 from tdsm.base.rows import Rows
 from tdsm.base.settings import differences
 from tdsm.features.config import SHARD_SAMPLES
@@ -68,6 +69,16 @@ def file_fault(file: Path, ids: Int[Tensor, " samples"], made_from: Mapping[str,
         return "made from other samples"
     whole = file.is_file() and file.stat().st_size == sidecar.get("size") and io.file_hash(file) == sidecar["sha256"]
     return None if whole else "damaged"
+
+
+def require_room(folder: Path, needed: int, names: Iterable[str], images: int, remedy: str) -> None:
+    """Raise `ResourceError` if the disk of a folder has no room for so many bytes of features of images."""
+    free = shutil.disk_usage(folder).free
+    if needed > 0.9 * free:
+        raise ResourceError(
+            f"extract: {', '.join(names)} of {images} images take {needed / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} GiB are free at {folder}. {remedy}"
+        )
 
 
 def read_shards(folder: Path, count: int, samples: int | None = None) -> list[Shaped[Tensor, "_ ..."]]:

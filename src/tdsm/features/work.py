@@ -16,6 +16,7 @@ import torch
 from tdsm.base.errors import CheckpointError, UsageError
 from tdsm.base.settings import Settings
 from tdsm.data import Data, DataConfig, ImageSet, load_data
+from tdsm.data.imageset import SPLITS
 from tdsm.features.callable import FieldFeatures
 from tdsm.features.config import MapConfig
 from tdsm.features.extract import feature_origin
@@ -23,7 +24,6 @@ from tdsm.features.formats import Format, Rows
 from tdsm.features.registry import FORMATS
 from tdsm.features.store import shard_ranges
 
-SPLITS = ("train", "validation", "test")
 Item = TypeVar("Item")
 Decoding = Callable[..., Any]  # wraps the loop that decodes images
 

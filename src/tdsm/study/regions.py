@@ -113,6 +113,7 @@ class Way:
     method: str | None = None  # the decomposition it reads
     needs_positions: bool = False
     is_drawn: bool = False  # by chance
+    is_relative: bool = False  # less the mean of what it scores in the other regions
 
 
 def by_method(method: str, **options: int) -> Score:
@@ -134,14 +135,9 @@ def by_attention(field: TokenField, subject: Subject, draw: torch.Generator) -> 
     return _mean(parts.components[0, ..., 0], parts.weight)
 
 
-def against_the_rest(score: Score) -> Score:
-    """Score tokens by how much higher they score in a region than in the mean of the others."""
-
-    def less_the_rest(field: TokenField, subject: Subject, draw: torch.Generator) -> Scores:
-        scores = score(field, subject, draw)
-        return scores - (scores.sum(0) - scores) / max(1, len(scores) - 1)
-
-    return less_the_rest
+def less_the_rest(scores: Scores) -> Scores:
+    """Return how much higher tokens score in a region than in the mean of the others."""
+    return scores - (scores.sum(0) - scores) / max(1, len(scores) - 1)
 
 
 def by_position(field: TokenField, subject: Subject, draw: torch.Generator) -> Scores:
@@ -168,9 +164,9 @@ WAYS = {
     "attention": Way("how much the region looked at them, mean of heads and points", by_attention, "attention"),
     "leave_one_out": Way("what the region would miss without them", by_method("leave_one_out"), "leave_one_out"),
     "solo": Way("what they alone decode to in the region", by_method("solo"), "solo"),
-    "additive less rest": Way("additive, less its mean in the other regions", against_the_rest(ADDITIVE), "additive"),
+    "additive less rest": Way("additive, less its mean in the other regions", ADDITIVE, "additive", is_relative=True),
     "attention less rest": Way(
-        "attention, less its mean in the other regions", against_the_rest(by_attention), "attention"
+        "attention, less its mean in the other regions", by_attention, "attention", is_relative=True
     ),
     "position": Way("how many of the region's points they are nearest to", by_position, needs_positions=True),
     "random": Way("by chance, mean of several draws", at_random, is_drawn=True),
@@ -256,8 +252,15 @@ def compare_ways(
 def _order(
     field: TokenField, subject: Subject, names: Sequence[str], draw: torch.Generator
 ) -> Int[Tensor, "choices regions tokens"]:
-    scores = [WAYS[name].score(field, subject, draw).to(subject.tokens.device) for name in names]
-    return torch.stack([score.argsort(dim=-1, descending=True, stable=True) for score in scores])
+    known: dict[Score, Scores] = {}  # two ways may read one score
+
+    def scores(way: Way) -> Scores:
+        if way.is_drawn or way.score not in known:
+            known[way.score] = way.score(field, subject, draw).to(subject.tokens.device)
+        return less_the_rest(known[way.score]) if way.is_relative else known[way.score]
+
+    ordered = (scores(WAYS[name]).argsort(dim=-1, descending=True, stable=True) for name in names)
+    return torch.stack(list(ordered))
 
 
 def _effect(
