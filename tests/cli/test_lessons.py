@@ -61,3 +61,11 @@ def test_the_examples_are_commands(example):
 def test_a_question_with_a_run_shows_its_help(capsys):
     assert "--readings" in helped(capsys, "study", "worth", "nowhere", "-h")
     assert "(default: 7)" in helped(capsys, "study", "worth", "nowhere", "--seeds", 7, "--help")
+
+
+def test_help_looks_at_no_images_of_ones_own(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert tdsm("train", "--data.source", "folder:nowhere", "--help") == 0
+    captured = capsys.readouterr()
+    assert "(default: folder:nowhere)" in " ".join(captured.out.split())
+    assert captured.err == ""

@@ -90,7 +90,7 @@ def _help(arguments: list[str]) -> NoReturn:
         command, model = f"study {asked[1]}", ANSWERED[asked[1]]
     known = _parse_quietly(asked)
     known = getattr(known, "question", known)
-    default = {"default": known.based()} if isinstance(known, model) else {}
+    default = {"default": known.shown()} if isinstance(known, model) else {}
     lesson = LESSONS[command]
     all_of_it = "--help-all" in arguments or not lesson.flags
     tyro.cli(

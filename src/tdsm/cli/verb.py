@@ -27,6 +27,10 @@ class Verb(Settings):
         """Return the same with the settings that flags start from, once it is known what it is about."""
         return self
 
+    def shown(self) -> "Verb":
+        """Return the same with the settings that help shows, at no cost."""
+        return self.based()
+
 
 def say(words: str) -> None:
     """Tell the person at the terminal; results that other programs read go to standard output instead."""

@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -50,7 +50,11 @@ class Train(Verb):
 
     def based(self) -> "Verb":
         """Start from the preset and the file; a run that is resumed starts from its own settings."""
-        return self.model_copy(update={"settings": self._base()})
+        return self.model_copy(update={"settings": self._base(self._sized)})
+
+    def shown(self) -> "Verb":
+        """Start from the same, without looking at images of one's own."""
+        return self.model_copy(update={"settings": self._base(self._of_these)})
 
     def opening(self) -> str | None:
         """Say of what images."""
@@ -67,7 +71,7 @@ class Train(Verb):
         else:
             self._work()
 
-    def _base(self) -> RunConfig:
+    def _base(self, fitted: Callable[[RunConfig], RunConfig]) -> RunConfig:
         from tdsm.pipeline.folder import CONFIG, read_config
 
         is_given = self.preset is not None or self.config is not None
@@ -76,7 +80,7 @@ class Train(Verb):
         name = self.preset or self._fitting_preset()
         base = type(self)().settings if name is None else preset(name)
         if name == "images":
-            base = self._sized(base)
+            base = fitted(base)
         return base if self.config is None else read_yaml(self.config, base)
 
     def _fitting_preset(self) -> str | None:
@@ -93,8 +97,12 @@ class Train(Verb):
                 "--preset images measures this machine, which several processes cannot. Let one write down what it "
                 "chose (--print-config > FILE), then start with --config FILE."
             )
+        return sized(self._of_these(base), self.minutes)
+
+    def _of_these(self, base: RunConfig) -> RunConfig:
+        """Name the images, and what else a size depends on."""
         given = {"data": self.settings.data, "seed": self.settings.seed, "device": self.settings.device}
-        return sized(base.model_copy(update=given), self.minutes)
+        return base.model_copy(update=given)
 
     def _work(self) -> None:
         from tdsm.training import processes
