@@ -7,6 +7,7 @@ without a final norm. Its first layer is linear in t up to the norm's scale: hid
 included, come from one matrix product, and another one turns their average into the gradients of all channels.
 """
 
+from functools import reduce
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -157,7 +158,8 @@ def _read_block(
         r, *units = _hidden_units(at, x, raw)
         by_unit = _derivatives(*units)
         means = [torch.addcmul(mean, e, weight * r) for mean, e in zip(means, by_unit, strict=True)]
-        along = sum((e * part for e, part in zip(by_unit, raw.chunk(halves, dim=-1), strict=True)), step.new_zeros(()))
+        first, *others = zip(by_unit, raw.chunk(halves, dim=-1), strict=True)
+        along = reduce(lambda so_far, pair: torch.addcmul(so_far, *pair), others, torch.mul(*first))
         pull = weight / x.shape[-1] * r**3 * (along @ _output_weight(at).T)
         pull_start, pull_step = pull_start + pull, pull_step + t * pull  # of x̃ = x̃(0) + t · step~
     products = [mean @ part for mean, part in zip(means, folded.chunk(halves), strict=True)]
