@@ -11,13 +11,13 @@ from tdsm.classification.config import HeadConfig, ProbeConfig
 from tdsm.classification.probe import (
     HeadLoss,
     Samples,
-    channel_statistics,
     fit_head,
     fit_knn,
     fit_seeds,
     new_head,
     predict,
     predict_knn,
+    statistics_of,
 )
 from tdsm.classification.registry import HEADS
 from tdsm.data.augment import AugmentConfig, move_maps
@@ -57,22 +57,35 @@ def weights(choice):
 
 @pytest.mark.parametrize("memory", [0, 2**30])
 @pytest.mark.parametrize("read", [7, 512])
-def test_statistics_are_those_of_all_samples_at_once(monkeypatch, memory, read):
+@pytest.mark.parametrize("by_place", [True, False])
+def test_statistics_are_those_of_all_samples_at_once(monkeypatch, memory, read, by_place):
     monkeypatch.setattr(store, "MEMORY_BYTES", memory)
     monkeypatch.setattr(frozen, "READ", read)
     samples = make(60, 1)
-    flat = everything(samples).flatten(0, 2)
-    mean, deviation = channel_statistics(samples)
-    torch.testing.assert_close(mean, flat.mean(dim=0))
-    torch.testing.assert_close(deviation, flat.std(dim=0, correction=0))
+    values = everything(samples) if by_place else everything(samples).flatten(0, 2)
+    mean, deviation = statistics_of(samples, by_place=by_place)
+    torch.testing.assert_close(mean, values.mean(dim=0))
+    torch.testing.assert_close(deviation, values.std(dim=0, correction=0))
 
 
 def test_a_constant_channel_far_from_zero_has_no_deviation():
-    mean, deviation = channel_statistics(
-        Samples(FeatureRows([torch.full((40, 2, 2, 1), 1000.1)]), torch.zeros(40).long())
-    )
+    constant = Samples(FeatureRows([torch.full((40, 2, 2, 1), 1000.1)]), torch.zeros(40).long())
+    mean, deviation = statistics_of(constant, by_place=False)
     assert mean.item() == pytest.approx(1000.1, rel=1e-6)
     assert deviation.item() == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("pool", [name for name, head in HEADS.items() if head.needs_size])
+def test_images_are_told_apart_where_places_differ_far_more_than_images(pool):
+    places = 1e3 * torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+
+    def placed(samples):
+        return Samples(FeatureRows([everything(samples) + places]), samples.labels)
+
+    config = ProbeConfig(epochs=12, batch_size=16, learning_rates=(1e-2,))
+    train, validation = make(60, 1), make(30, 2)
+    apart = fit(pool, train, validation, config).accuracy
+    assert fit(pool, placed(train), placed(validation), config).accuracy == pytest.approx(apart, abs=0.05)
 
 
 @pytest.mark.parametrize("pool", HEADS)
@@ -240,10 +253,11 @@ def test_choosing_cannot_see_the_test_split():
         assert set(inspect.signature(function).parameters) >= {"train", "validation"}
 
 
-def test_features_are_standardised_by_the_training_samples():
+@pytest.mark.parametrize(("pool", "by_place"), [("avg", False), ("ridge", True), ("flatten", True), ("resnet", True)])
+def test_features_are_standardised_by_the_training_samples(pool, by_place):
     train = make(60, 1)
-    choice = fit(train=train, validation=make(30, 2))
-    mean, deviation = channel_statistics(train)
+    choice = fit(pool, train=train, validation=make(30, 2))
+    mean, deviation = statistics_of(train, by_place=by_place)
     assert torch.equal(choice.classifier.mean, mean)
     assert torch.equal(choice.classifier.deviation, deviation)
 
@@ -313,7 +327,7 @@ def test_neighbours_are_chosen_on_validation_the_fewest_on_a_tie():
 
 def test_neighbours_are_sought_among_standardised_training_samples():
     train, queries = make(60, 1), make(20, 3)
-    mean, deviation = channel_statistics(train)
+    mean, deviation = statistics_of(train)
     flat = [((everything(part) - mean) / (deviation + 1e-6)).flatten(1) for part in (queries, train)]
     expected = knn_scores(flat[0], flat[1], train.labels, 3, 5, 0.1).argmax(dim=1)
     assert torch.equal(predict_knn(queries.features, train, 3, 5, 0.1), expected)

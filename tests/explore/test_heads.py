@@ -40,7 +40,7 @@ def fitted(field, name, size=(6, 8)):
     size = (5, 1) if name == "tokens" else size
     classifier = TDSMClassifier(CHANNELS[name], 4, kind, size).eval()
     with torch.no_grad():
-        classifier.fit_statistics(torch.randn(CHANNELS[name]), torch.rand(CHANNELS[name]) + 0.5)
+        classifier.fit_statistics(torch.randn_like(classifier.mean), torch.rand_like(classifier.mean) + 0.5)
     return FittedHead(name, "", field, feature, classifier, maps)
 
 
@@ -76,7 +76,7 @@ def test_maps_beside_the_picture_are_each_what_they_are(field, image):
     inputs = head.inputs(image, tokens, [0, 1, 2])
     left = decompose(field, tokens[:, [0, 1, 2]], size=(6, 8), method="additive").components[:, 1].mean(-1)
     torch.testing.assert_close(inputs[..., 1], left)
-    torch.testing.assert_close(inputs[..., 0], head.classifier.mean[0].expand(1, 6, 8))
+    torch.testing.assert_close(inputs[..., 0], head.classifier.mean[..., 0].expand(1, 6, 8))
     torch.testing.assert_close(inputs[..., 2:], field.decode(tokens[:, [0, 1, 2]], size=(6, 8)))
     assert head.places(5, 3)[:, 0, 0].nonzero().tolist() == [[1, 1], [4, 0]]
     assert not head.falls(image, tokens).adds_up

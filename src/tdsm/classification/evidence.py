@@ -1,7 +1,7 @@
 """Which tokens speak for a class, and where: a class score shared out among all values of the maps.
 
 A class score is known only up to what all classes share, so it is counted from their mean: s_c − mean_c' s_c'. Along
-the straight path from the training mean μ of each map, where a standardised map is 0, to the maps of an image,
+the straight path from the training mean μ, where standardised maps are 0, to the maps of an image,
 
     E(place, k) = (x_k − μ_k)(place) · ∫₀¹ ∂s(μ + t (x − μ)) / ∂x_k(place) dt       (Gauss–Legendre, m points)
     Σ E + s(μ)  = s(x)                                                                (as m grows)

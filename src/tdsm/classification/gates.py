@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tdsm.base.randomness import generator
 from tdsm.classification.config import HeadConfig, ProbeConfig
 from tdsm.classification.heads import Logits, Maps, TDSMClassifier
-from tdsm.classification.probe import Samples, accuracy_of, channel_statistics, new_head
+from tdsm.classification.probe import Samples, accuracy_of, new_head, statistics_of
+from tdsm.classification.registry import HEADS
 from tdsm.training.engine import Phase, Task
 from tdsm.training.engine import train as train_task
 from tdsm.training.steps import Order, warmup_cosine
@@ -118,7 +119,7 @@ def learn_tokens(
     Raises:
         NonFiniteError: If loss or weights are not finite.
     """
-    statistics = channel_statistics(train)
+    statistics = statistics_of(train, by_place=HEADS[head.kind].needs_size)
     found: list[tuple[float, list[int]]] = []
     for rate, decay in product(config.learning_rates, config.weight_decays):
         classifier = new_head(head, statistics, train, num_classes, seed)

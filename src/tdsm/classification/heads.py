@@ -28,7 +28,7 @@ Logits = Float[Tensor, "batch classes"]
 class Head(nn.Module):
     """A head is made for a number of maps and classes, for maps of a size, as settings say, and gives class scores."""
 
-    needs_size: bool = False  # reads maps of one size only
+    needs_size: ClassVar[bool] = False  # reads maps of one size only, every value of them standardised by itself
     is_solved: ClassVar[bool] = False  # fitted at once by `solve` instead of step by step
     width_option: ClassVar[str | None] = None  # the setting that makes it wider
     width_multiple: ClassVar[int] = 1  # what its width must divide by to be used in full
@@ -134,18 +134,18 @@ class Ridge(Head):
 class Convolutions(Head):
     """Convolve (1×1 or 3×3, halving the size between 3×3 ones), then one linear layer on all places or their mean."""
 
-    width_option = "width"
+    needs_size, width_option = True, "width"
 
     def __init__(self, num_maps: int, num_classes: int, size: tuple[int, int], config: HeadConfig):
         super().__init__(num_maps, num_classes, size, config)
-        self.needs_size = config.pooling == "flatten"
+        self.keeps_places = config.pooling == "flatten"
         window, layers = config.kernel_size, []
         for layer in range(config.depth):
             stride = 2 if layer and window == 3 else 1
             layers += [_convolution(config.width if layer else num_maps, config.width, window, stride), nn.GELU()]
             size = (-(-size[0] // stride), -(-size[1] // stride))
         self.convolve = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        places = size[0] * size[1] if self.needs_size else 1
+        places = size[0] * size[1] if self.keeps_places else 1
         self.classify = _classify(places * config.width, num_classes, config)
 
     def forward(self, maps: Maps) -> Logits:
@@ -153,7 +153,7 @@ class Convolutions(Head):
         features = self.convolve(_channels_first(maps))
         return self.classify(
             rearrange(features, "b k h w -> b (h w k)")
-            if self.needs_size
+            if self.keeps_places
             else reduce(features, "b k h w -> b k", "mean")
         )
 
@@ -166,7 +166,7 @@ class ResidualNetwork(Head):
     Group normalisation keeps images apart: what is computed of one does not depend on the others of its batch.
     """
 
-    width_option, width_multiple = "width", GROUP
+    needs_size, width_option, width_multiple = True, "width", GROUP
 
     def __init__(self, num_maps: int, num_classes: int, size: tuple[int, int], config: HeadConfig):
         super().__init__(num_maps, num_classes, size, config)
@@ -255,8 +255,9 @@ class Transformer(Head):
 class TDSMClassifier(nn.Module):
     """Classify token-decoded spatial maps (or any channels-last features) with a head picked by name.
 
-    Maps are standardised channel by channel first, by the statistics that `fit_statistics` took from training
-    maps; before that they pass unchanged.
+    Maps are standardised first, by the statistics that `fit_statistics` took from training maps; before that they pass
+    unchanged. A head for maps of one size has statistics of every value, others of every channel: where a map differs
+    more between places than between images, as attention does, a channel's deviation would hide the images.
 
     >>> TDSMClassifier(num_tokens=64, num_classes=10, pool="avg")(torch.zeros(2, 32, 32, 64)).shape
     torch.Size([2, 10])
@@ -265,7 +266,7 @@ class TDSMClassifier(nn.Module):
         num_tokens: Number of maps, their channels: tokens, or tokens · channels for `rgb` maps.
         num_classes: Classes to tell apart.
         pool: Kind of head, a name in `HEADS`: ridge, avg, max, flatten, cnn, resnet, attention, transformer.
-        size: Height and width of the maps; `ridge`, `flatten`, `transformer` and a `cnn` that flattens take no other.
+        size: Height and width of the maps; `avg`, `max` and `attention` take others too.
         options: Further entries of `HeadConfig`.
 
     Raises:
@@ -293,13 +294,19 @@ class TDSMClassifier(nn.Module):
         kind = HEADS[pool]
         self.config = _head_config(pool, options)
         self.num_maps = num_tokens
-        self.register_buffer("mean", torch.zeros(num_tokens))
-        self.register_buffer("deviation", torch.ones(num_tokens))
         self.head = kind(num_tokens, num_classes, size, self.config)
         self.size = tuple(size) if self.head.needs_size else None
+        shape = (*(self.size or ()), num_tokens)
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("deviation", torch.ones(shape))
 
-    def fit_statistics(self, mean: Float[Tensor, " maps"], deviation: Float[Tensor, " maps"]) -> None:
-        """Standardise by these channel statistics from now on; a map that is constant in training is only centred."""
+    def fit_statistics(self, mean: Float[Tensor, "*size maps"], deviation: Float[Tensor, "*size maps"]) -> None:
+        """Standardise by these statistics from now on; what is constant in training is only centred.
+
+        Args:
+            mean: Of every channel, or of every value where the head is for maps of one size.
+            deviation: Likewise.
+        """
         self.mean.copy_(mean)
         self.deviation.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
 

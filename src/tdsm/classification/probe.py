@@ -66,8 +66,8 @@ def fit_head(
 
     A head that is solved is solved for every penalty. Any other is trained for every learning rate and weight decay,
     by AdamW on the cross-entropy, until validation stops improving, and keeps its best epoch. With `race_epochs` set,
-    only those go on that were best after a short race. Features are standardised channel by channel by the training
-    samples.
+    only those go on that were best after a short race. Features are standardised by the training samples,
+    value by value, or channel by channel for heads that take maps of any size.
 
     Raises:
         NonFiniteError: If loss or weights are not finite for any of the settings.
@@ -75,7 +75,8 @@ def fit_head(
     """
     if HEADS[head.kind].is_solved:
         return _solve(head, train, validation, num_classes, config, device)
-    start = partial(_fit_once, head, channel_statistics(train), train, validation, num_classes, config, seed, device)
+    statistics = statistics_of(train, by_place=HEADS[head.kind].needs_size)
+    start = partial(_fit_once, head, statistics, train, validation, num_classes, config, seed, device)
     pairs = list(product(config.learning_rates, config.weight_decays))
     if config.race_epochs and len(pairs) > 1:
         early = [start(*pair, config.race_epochs).accuracy for pair in pairs]
@@ -145,9 +146,9 @@ def neighbours_of(
 ) -> Iterator[tuple[Int[Tensor, " block"], Float[Tensor, "block neighbours"], Int[Tensor, "block neighbours"]]]:
     """Find which samples these are, with cosines and labels of each one's nearest training samples, block by block.
 
-    Both are standardised channel by channel. Memory does not grow with the number of samples or references.
+    Both are standardised value by value. Memory does not grow with the number of samples or references.
     """
-    mean, deviation = channel_statistics(train)
+    mean, deviation = statistics_of(train)
     scale = torch.where(deviation > 1e-6, deviation, 1.0)
 
     def vectors(rows: FeatureRows, part: Tensor) -> Float[Tensor, "block width"]:
@@ -160,12 +161,18 @@ def neighbours_of(
         yield part, *nearest(vectors(features, part), references(), neighbours)
 
 
-def channel_statistics(samples: Samples) -> tuple[Float[Tensor, " maps"], Float[Tensor, " maps"]]:
-    """Return mean and standard deviation of each channel over samples and space, summed in float64."""
+def statistics_of(
+    samples: Samples, *, by_place: bool = True
+) -> tuple[Float[Tensor, "*size maps"], Float[Tensor, "*size maps"]]:
+    """Return mean and standard deviation of each value over samples, else of each channel over samples and space.
+
+    Both are summed in float64.
+    """
     total = square = torch.zeros((), dtype=torch.float64)
     count = 0
     for part in torch.arange(len(samples.features)).split(READ):
-        values = samples.features[part].flatten(0, -2).double()
+        values = samples.features[part].double()
+        values = values if by_place else values.flatten(0, -2)
         total, square, count = total + values.sum(dim=0), square + values.square().sum(dim=0), count + len(values)
     mean = total / count
     return mean.float(), (square / count - mean.square()).clamp(min=0).sqrt().float()
@@ -174,7 +181,7 @@ def channel_statistics(samples: Samples) -> tuple[Float[Tensor, " maps"], Float[
 def new_head(
     head: HeadConfig, statistics: tuple[Tensor, Tensor], train: Samples, num_classes: int, seed: int
 ) -> TDSMClassifier:
-    """Make a head for features like these, weights by the seed, standardised by `channel_statistics`."""
+    """Make a head for features like these, weights by the seed, standardised by these statistics."""
     height, width, maps = train.features.shape[1:]
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "head"))
@@ -220,7 +227,7 @@ def _solve(
     head: HeadConfig, train: Samples, validation: Samples, num_classes: int, config: ProbeConfig, device: str
 ) -> Choice:
     """Solve a head in closed form."""
-    classifier = new_head(head, channel_statistics(train), train, num_classes, 0).to(device)
+    classifier = new_head(head, statistics_of(train), train, num_classes, 0).to(device)
     read, rows = classifier.head.read, max(1, min(SOLVE_READ, SOLVE_VALUES // math.prod(train.features.shape[1:])))
 
     def blocks(samples: Samples) -> Iterator[Block]:

@@ -121,8 +121,8 @@ def new_classifier(
         torch.manual_seed(derive_seed(seed, "head"))
         size = (shown.shape[1], shown.shape[2])
         head = make_head(config.head, shown.shape[3], len(images.classes), size).to(device)
-    flat = shown.flatten(0, 2).double()
-    head.fit_statistics(flat.mean(0).float(), flat.std(0, correction=0).float())
+    values = shown.double() if head.size else shown.double().flatten(0, 2)
+    head.fit_statistics(values.mean(0).float(), values.std(0, correction=0).float())
     return FieldClassifier(field, head, maps)
 
 
@@ -155,7 +155,7 @@ def regime_task(
     regime, images = REGIMES[config.regime], data.train.near(torch.device(device))
     order = Order(len(images), config.batch_size, seed)
     length = config.epochs * order.per_epoch
-    num_maps = len(model.head.mean)
+    num_maps = model.head.num_maps
 
     def read(taken: Int[Tensor, " rows"], epoch: int) -> Tensor:
         pixels = images.floats(taken).to(device)

@@ -94,8 +94,8 @@ class FittedHead:
         """Return what the head reads of the tokens kept; what is missing of it is blanked."""
         blank, start, parts = self.classifier.mean, 0, []
         for kind, channels in self._parts(tokens.shape[1], image.shape[1]):
-            channels = channels or len(blank)
-            parts.append(self._part(kind, image, tokens, keep, blank[start : start + channels]))
+            channels = channels or blank.shape[-1]
+            parts.append(self._part(kind, image, tokens, keep, blank[..., start : start + channels]))
             start += channels
         height, width = max((part.shape[1:3] for part in parts), key=lambda size: size[0] * size[1])
         return torch.cat([part.expand(1, height, width, -1) for part in parts], dim=-1)
@@ -132,7 +132,7 @@ class FittedHead:
         selection = ",".join(str(keep.index(selected[place])) for place in there)
         maps = self.maps.model_copy(update={"selection": selection})
         some = self._compute(kind, image, tokens[:, keep], maps)
-        each = len(blank) // len(selected)
+        each = blank.shape[-1] // len(selected)
         inputs = blank.expand(*some.shape[:3], -1).clone()
         inputs[..., [each * place + channel for place in there for channel in range(each)]] = some
         return inputs

@@ -11,7 +11,7 @@ from torch import Tensor
 from tdsm.base.errors import UsageError
 from tdsm.classification.config import HeadConfig
 from tdsm.classification.heads import make_head
-from tdsm.classification.probe import Samples, channel_statistics
+from tdsm.classification.probe import Samples, statistics_of
 from tdsm.classification.registry import HEADS
 from tdsm.features.kinds import FeatureKind
 from tdsm.models.weights import count_parameters
@@ -34,27 +34,22 @@ class Reading:
     has_seed: bool = True
 
 
-def one_by_one(samples: Splits, config: StudyConfig) -> Splits:
-    """Make every value a channel of its own, so that a classifier standardises each by the training samples."""
-    return _changed(samples, lambda values: values.flatten(1)[:, None, None])
-
-
 def principal(samples: Splits, config: StudyConfig) -> Splits:
     """Project on principal components of the training samples, every value standardised before; all of one scale.
 
     Features of fewer components than asked are filled up with noughts, so that heads have equally many parameters.
     """
-    flat = one_by_one(samples, config)
-    mean, deviation = channel_statistics(flat["train"])
+    train = samples["train"].features
+    mean, deviation = statistics_of(samples["train"])
     scale = torch.where(deviation > 1e-6, deviation, torch.inf)
-    few = flat["train"].features[torch.arange(min(FITTED_ON, len(flat["train"].features)))]
+    few = train[torch.arange(min(FITTED_ON, len(train)))]
     basis = _components(((few - mean) / scale).flatten(1), config.components)
 
     def project(values: Tensor) -> Float[Tensor, "batch components 1 1"]:
         found = ((values - mean) / scale).flatten(1) @ basis
         return F.pad(found, (0, config.components - basis.shape[1]))[:, :, None, None]
 
-    return _changed(flat, project)
+    return _changed(samples, project)
 
 
 def head_of_size(
@@ -116,13 +111,13 @@ def _changed(samples: Splits, change: Callable[[Tensor], Tensor]) -> Splits:
 
 
 RIDGE = Reading("ridge regression on all values, λ chosen on validation; one solution, no seed", _ridge, has_seed=False)
-MLP = Reading("one hidden layer of {hidden_dim} for every feature, each value standardised", _mlp, one_by_one)
+MLP = Reading("one hidden layer of {hidden_dim} for every feature, each value standardised", _mlp)
 EQUAL = Reading(
     "the same after {components} principal components of each feature: equally many parameters", _mlp, principal
 )
 STRUCTURED = Reading(
     "a small residual network on what has places, a transformer on tokens, each the widest of at most {parameters} "
-    "parameters, channels standardised",
+    "parameters",
     _structured,
     suits=lambda kind: kind.is_spatial or kind.is_sequence,
 )
