@@ -212,7 +212,7 @@ def test_token_statistics_draw_means_and_percentiles(random):
         np.testing.assert_allclose(axes.lines[0].get_ydata(), values.mean(0))
         ends = np.array([segment[:, 1] for segment in axes.collections[0].get_segments()])
         np.testing.assert_allclose(ends, np.quantile(values, [0.1, 0.9], axis=0).T)
-    assert figure.axes[0].get_title(loc="left").startswith("Tokens over 50 images")
+    assert figure.axes[0].get_title(loc="left").endswith("of 50 images")
 
 
 def test_confusion_writes_counts_and_shades_shares():

@@ -20,7 +20,7 @@ from tdsm.pipeline.rows import is_right, read_classifiers, read_predictions, sco
 from tdsm.pipeline.run import Run
 from tdsm.pipeline.table import best
 from tdsm.report import compare, scored, shown
-from tdsm.report.blocks import Chart, Code, Flow, Fold, Said, Scores
+from tdsm.report.blocks import Beside, Chart, Code, Flow, Fold, Said, Scores
 from tdsm.report.blocks import Data as Settings
 from tdsm.report.card import write_card
 from tdsm.report.gather import gather
@@ -61,7 +61,7 @@ def blocks_of(page, kind):
     def flat(blocks):
         for block in blocks:
             yield block
-            yield from flat(block.blocks if isinstance(block, Fold) else ())
+            yield from flat(block.blocks if isinstance(block, Beside | Fold) else ())
 
     return [
         block
@@ -156,6 +156,14 @@ def test_tokens_stand_in_the_order_of_what_they_contribute(seen):
     assert seen.order(0) == sorted(range(len(energy)), key=lambda k: -energy[k])
 
 
+def test_a_reader_is_told_what_a_component_image_and_a_map_are(seen):
+    first, *others = shown.reading(seen).sentences
+    assert "component image (solo)" in first
+    assert "are the TDSM" in first
+    assert [words.partition(":")[0] for words in others] == ["Additive"]
+    assert "add up to the decoded image, exactly" in others[0]
+
+
 def test_every_decomposition_is_shown_once_it_was_measured(run):
     assert shown.methods_shown(run, is_analysed=False) == ("solo", "additive")
     assert shown.methods_shown(run, is_analysed=True) == ("solo", "additive", "leave_one_out", "attention")
@@ -233,7 +241,7 @@ def spy_on(monkeypatch, module, name):
 
 def test_confusions_are_of_the_rows_that_validation_chose(run, table, monkeypatch):
     calls = spy_on(monkeypatch, charts, "confusion")
-    drawn = [block for block in scored.mistaken(run, table) if isinstance(block, Chart)]
+    drawn = scored.mistaken(run, table)[-2].blocks
     for role, chart, (matrix, classes) in zip(("tdsm", "baseline"), drawn, calls, strict=True):
         row = best(table, role)
         (predicted,) = read_predictions(run, row["name"])
@@ -257,8 +265,7 @@ def test_confusions_count_every_image_once_a_seed(run, table, monkeypatch):
 
 def test_rows_of_one_role_alone_make_one_confusion(run, table):
     rows = [row for row in table if row["role"] == "baseline"]
-    names = [block.name for block in scored.mistaken(run, rows) if isinstance(block, Chart)]
-    assert names == ["confusion-baseline"]
+    assert [chart.name for chart in scored.mistaken(run, rows)[-2].blocks] == ["confusion-baseline"]
 
 
 def test_too_few_images_are_not_embedded():

@@ -14,7 +14,21 @@ from tdsm.base.text import Table
 from tdsm.figures.charts import confusion, curves, embedding
 from tdsm.figures.tiles import Gallery, in_colour, signed, sprite
 from tdsm.pipeline.table import COLUMNS
-from tdsm.report.blocks import Chart, Code, Data, Facts, Flow, Fold, Page, Said, Scores, Section, Step, Thumbnails
+from tdsm.report.blocks import (
+    Beside,
+    Chart,
+    Code,
+    Data,
+    Facts,
+    Flow,
+    Fold,
+    Page,
+    Said,
+    Scores,
+    Section,
+    Step,
+    Thumbnails,
+)
 from tdsm.report.page import render, write_report
 
 HOSTILE = "\"'><script>alert(1)</script><img src=https://example.org/x onerror=alert(2)> & </style> \udcff"
@@ -91,7 +105,7 @@ def made(text="x", rows=None):
     figure = Chart("confusion", confusion(np.eye(2), [text, "b"]), text)
     top = [flow, Said([f"Verdict {text}"], "verdict"), Said([text]), Said([text], "caveats")]
     sections = [
-        Section("tokens", f"Tokens {text}", [gallery, chart(text), scatter((text, "dog"))]),
+        Section("tokens", f"Tokens {text}", [gallery, Beside([chart(text), scatter((text, "dog"))])]),
         Section("classes", "Classes", [Scores(text, rows, COLUMNS, ["map", "tokens"]), Said([text], "note"), table]),
         Section("empty", "Nothing here", []),
         Section("made", "Made", [Facts({text: 1234567, "frozen": True, "size": [8, 8], "seed": None}), figure]),

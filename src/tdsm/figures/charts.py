@@ -31,9 +31,10 @@ from tdsm.figures.style import (
 
 Row = Mapping[str, Any]
 
+WIDTH = 4.7  # inches: two stand side by side on a page, and one is legible on a phone
 MAX_COUNTED_CLASSES = 20
 MAX_NAMED_CLASSES = 40
-LONGEST_NAME = 24  # columns of text
+LONGEST_NAME, LONGEST_BESIDE, UPRIGHT = 24, 20, 2  # columns of text: anywhere, beside a matrix, not turned below it
 ON_BLUE = "#f8f9fa"  # white, but no paper: it stays white on a dark page
 
 
@@ -53,7 +54,7 @@ def token_statistics(mean: Float[np.ndarray, "images tokens"], deviation: Float[
         mean: Each map's mean over space.
         deviation: Each map's standard deviation over space.
     """
-    figure = Figure((6.6, 4.2), layout="constrained")
+    figure = Figure((WIDTH, 4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     images, tokens = mean.shape
     thickness = float(np.clip(220 / tokens, 0.6, 4))
@@ -63,13 +64,14 @@ def token_statistics(mean: Float[np.ndarray, "images tokens"], deviation: Float[
         axes.vlines(range(tokens), low, high, color=BLUE, alpha=0.35, linewidth=thickness)
         axes.plot(values.mean(axis=0), ".", color=BLUE, markersize=2 + 1.2 * thickness, clip_on=False)
         axes.set_ylabel(f"{name} over space")
+        axes.locator_params(axis="y", nbins=4)  # however large they are laid out
         axes.grid(axis="y")
     upper.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
     lower.set_ylim(bottom=0)
     lower.set_xlim(-1, tokens)
     lower.xaxis.get_major_locator().set_params(integer=True)
     lower.set_xlabel("token number")
-    upper.set_title(f"Tokens over {count_of(images, 'image')}: mean, and 10th to 90th percentile")
+    upper.set_title(f"Mean, and 10th to 90th percentile, of {count_of(images, 'image')}")
     return figure
 
 
@@ -95,7 +97,7 @@ def confusion(matrix: Real[np.ndarray, "classes classes"], classes: Sequence[str
     shares = np.divide(matrix, totals, out=np.zeros_like(matrix), where=totals > 0)
     count = len(classes)
     side = float(np.clip(0.4 * count, 2.0, 5.6))
-    longest = max(cell_width(_short(name)) for name in classes)
+    longest = max(cell_width(shortened(name, LONGEST_BESIDE)) for name in classes)
     margin = 0.55 + 0.085 * longest
     figure = Figure((margin + side + 1.0, 0.4 + side + margin - 0.15))
     axes = box(figure, margin, 0.4, side, side)
@@ -103,9 +105,10 @@ def confusion(matrix: Real[np.ndarray, "classes classes"], classes: Sequence[str
     axes.spines[:].set(visible=True, color=HAIRLINE)
     axes.tick_params(length=0)
     named = range(0, count, -(-count // MAX_NAMED_CLASSES))
-    names = [_short(classes[k]) for k in named]
+    names = [shortened(classes[k], LONGEST_BESIDE) for k in named]
     size = float(np.clip(72 * side / len(named) * 0.7, 4, 8))
-    axes.set_xticks(named, names, rotation=90, fontsize=size)
+    rotation = 90 if longest > UPRIGHT else 0
+    axes.set_xticks(named, names, rotation=rotation, fontsize=size)
     axes.set_yticks(named, names, fontsize=size)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
@@ -147,7 +150,7 @@ def embedding(
             f"embedding: labels run from {labels.min()} to {labels.max()}, but there are {len(classes)} classes."
         )
     present = np.unique(labels).tolist()
-    figure = Figure((6.6, 5), layout="constrained")
+    figure = Figure((WIDTH, 4.4), layout="constrained")
     axes = figure.subplots()
     looks = {k: _look(k) for k in present}
     size = float(np.clip(14000 / len(points), 4, 30))
@@ -157,7 +160,7 @@ def embedding(
         _write_names(figure, axes, {k: np.median(points[labels == k], axis=0) for k in present}, classes)
     if len(present) <= MAX_NAMED_CLASSES:
         keys = [Line2D([], [], linestyle="", markersize=5, label=_short(classes[k]), **looks[k]) for k in present]
-        columns = max(2, min(6, 96 // (6 + max(cell_width(key.get_label()) for key in keys))))
+        columns = max(2, min(6, 68 // (6 + max(cell_width(key.get_label()) for key in keys))))
         figure.legend(handles=keys, loc="outside lower center", ncols=columns, handletextpad=0.2)
     axes.set_title(f"{title}, {count_of(len(points), 'image')}")
     axes.set(xlabel="first coordinate", ylabel="second coordinate", xticks=[], yticks=[])
@@ -184,8 +187,8 @@ def curves(history: Sequence[Row]) -> Figure:
     if not history:
         raise UsageError("curves: the history is empty, expected at least one record with step, loss and seconds.")
     measured = [record for record in history if record.get("psnr") is not None]
-    figure = Figure((6.6, 2.7), layout="constrained")
-    panels = figure.subplots(1, 1 + bool(measured), squeeze=False, sharex=True)[0]
+    figure = Figure((WIDTH, 2.1 * (1 + bool(measured))), layout="constrained")
+    panels = figure.subplots(1 + bool(measured), 1, squeeze=False, sharex=True)[:, 0]
     steps = [record["step"] for record in history]
     _line(panels[0], steps, [record["loss"] for record in history])
     if min(record["loss"] for record in history) > 0:
@@ -200,6 +203,7 @@ def curves(history: Sequence[Row]) -> Figure:
         _line(panels[1], [record["step"] for record in measured], psnr)
         panels[1].set_ylabel("validation PSNR (dB)")
         panels[1].set_title(f"last {psnr[-1]:.2f} dB, highest {max(psnr):.2f} dB")
+    panels[-1].set_xlabel("step")
     return figure
 
 
@@ -226,7 +230,7 @@ def accuracy_bars(rows: Sequence[Row], majority: float | None = None) -> Figure:
     if not rows:
         raise UsageError("accuracy_bars: there is no row, expected at least one evaluated classifier.")
     rows = sorted(rows, key=lambda row: -row["accuracy"])
-    figure = Figure((6.6, 1.1 + 0.28 * len(rows)), layout="constrained")
+    figure = Figure((WIDTH, 1.3 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for y, row in enumerate(rows):
         accuracy, low, high = (100 * row[key] for key in ("accuracy", "low", "high"))
@@ -249,7 +253,7 @@ def accuracy_bars(rows: Sequence[Row], majority: float | None = None) -> Figure:
         dashes: dict[str, Any] = {"color": INK, "linewidth": 1, "linestyle": (0, (4, 3))}
         axes.axvline(100 * majority, **dashes)
         keys.append(Line2D([], [], label=f"largest class, {percent(majority)} %", **dashes))
-    figure.legend(handles=keys, loc="outside upper left", ncols=3)
+    figure.legend(handles=keys, loc="outside upper left", ncols=2)
     return figure
 
 
@@ -276,7 +280,7 @@ def token_counts(rows: Sequence[Row], reference: Row) -> Figure:
     """
     if not rows:
         raise UsageError("token_counts: there is no row, expected at least one number of tokens.")
-    figure = Figure((6.6, 4), layout="constrained")
+    figure = Figure((WIDTH, 4), layout="constrained")
     axes = figure.subplots()
     methods = list(dict.fromkeys(row["method"] for row in rows))
     counts = sorted({row["count"] for row in rows})
@@ -300,7 +304,7 @@ def token_counts(rows: Sequence[Row], reference: Row) -> Figure:
     axes.grid(axis="y")
     axes.set_xlabel("number of tokens")
     axes.set_ylabel("test accuracy (%), with 95 % interval")
-    figure.legend(loc="outside upper left", ncols=len(methods) + 1)
+    figure.legend(loc="outside upper left", ncols=3)
     return figure
 
 
@@ -384,5 +388,4 @@ def _line(axes: Axes, steps: Sequence[float | int], values: Sequence[float | int
         axes.plot(steps, values, color=BLUE, linewidth=0.6, alpha=0.35)
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
         axes.plot(steps[window // 2 : window // 2 + len(smooth)], smooth, color=BLUE, linewidth=1.6)
-    axes.set_xlabel("step")
     axes.grid()

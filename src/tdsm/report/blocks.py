@@ -88,6 +88,13 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Blocks that stand side by side where there is room."""
+
+    blocks: Sequence[Any]
+
+
+@dataclass(frozen=True)
 class Fold:
     """Blocks that open on demand."""
 

@@ -11,7 +11,7 @@ import torch
 
 from tdsm.base import io
 from tdsm.base.progress import Progress
-from tdsm.base.text import duration
+from tdsm.base.text import count_of, duration
 from tdsm.figures import charts
 from tdsm.models.load import FIELD_FOLDER
 from tdsm.models.weights import count_parameters
@@ -23,7 +23,7 @@ from tdsm.pipeline.rows import is_right, scored_rows
 from tdsm.pipeline.run import Run
 from tdsm.pipeline.table import chosen, verdict
 from tdsm.report import scored, shown
-from tdsm.report.blocks import Chart, Code, Data, Facts, Fold, Page, Said, Section
+from tdsm.report.blocks import Beside, Chart, Code, Data, Facts, Fold, Page, Said, Section
 from tdsm.report.card import write_card
 from tdsm.report.page import write_report
 
@@ -55,12 +55,12 @@ def gather(run: Run, table: list[dict], quality: dict) -> Page:
         top = [
             part(lambda: shown.flow(seen, reader)),
             Said([verdict(table, right)], "verdict"),
-            Said([_quality_words(quality), quality["sanity"], scored.majority_words(run, table)]),
+            Said([_quality_words(quality), scored.majority_words(run, table)]),
             *([Said(run.notes(), "caveats")] if run.notes() else []),
         ]
         pairs = [part(lambda: [shown.tokens_of(seen, image) for image in range(len(seen.pair))])]
-        tokens = [*pairs[0], shown.every_token(seen), part(lambda: shown.reconstructions(seen))]
-        tokens += [part(lambda: shown.statistics(run)), *part(lambda: shown.embeddings(run))]
+        tokens = [shown.reading(seen), *pairs[0], shown.every_token(seen), part(lambda: shown.reconstructions(seen))]
+        tokens += [part(lambda: shown.statistics(run)), Beside(part(lambda: shown.embeddings(run)))]
         sections = [
             Section("tokens", "What the tokens show", tokens),
             Section("classes", "What they classify", part(lambda: scored.classified(table))),
@@ -76,8 +76,8 @@ def gather(run: Run, table: list[dict], quality: dict) -> Page:
 
 def _quality_words(quality: dict) -> str:
     return (
-        f"The field reconstructs test images at {quality['psnr']:.2f} dB "
-        f"(PSNR per image, averaged over {quality['n']} images; standard deviation {quality['deviation']:.2f} dB)."
+        f"{quality['sanity']} By PSNR, where more is better: {quality['psnr']:.2f} dB in the mean of "
+        f"{count_of(quality['n'], 'test image')}, standard deviation {quality['deviation']:.2f} dB."
     )
 
 

@@ -25,7 +25,7 @@ from tdsm.figures.style import png
 from tdsm.figures.svg import svg
 from tdsm.figures.tiles import Tile, png_of
 from tdsm.pipeline.table import ROLES
-from tdsm.report.blocks import Chart, Fold, Page
+from tdsm.report.blocks import Beside, Chart, Fold, Page
 
 SPELLINGS = {"tdsm": "TDSM", "psnr": "PSNR", "ssim": "SSIM", "pca": "PCA", "tsne": "t-SNE"}
 PIXELS_PER_POINT = 1.5
@@ -70,7 +70,7 @@ def _charts(blocks: list[Any]) -> Iterator[tuple[str, Figure]]:
     for block in blocks:
         if isinstance(block, Chart):
             yield block.name, block.figure
-        elif isinstance(block, Fold):
+        elif isinstance(block, Beside | Fold):
             yield from _charts(list(block.blocks))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tdsm.base.randomness import generator
 from tdsm.base.statistics import confusion_matrix
-from tdsm.base.text import NOTHING, Table, count_of, percent
+from tdsm.base.text import NOTHING, Table, count_of, percent, shortened
 from tdsm.classification.evidence import Evidence, class_evidence
 from tdsm.classification.rows import ROWS
 from tdsm.classification.scores import majority_share
@@ -22,11 +22,11 @@ from tdsm.figures.tiles import Gallery, in_colour, on_scale, signed
 from tdsm.pipeline.rows import read_classifiers, read_predictions
 from tdsm.pipeline.run import Run
 from tdsm.pipeline.table import COLUMNS, ROLES, Column, Row, by_validation, chosen, columns, remarks
-from tdsm.report.blocks import Chart, Fold, Said, Scores
+from tdsm.report.blocks import Beside, Chart, Fold, Said, Scores
 from tdsm.report.shown import of_different_classes, some, unit
 
 SHORT = 3  # rows of each role in the short table
-SHOWN_MISTAKES, SHOWN_CLASSES = 24, 12
+SHOWN_MISTAKES, SHOWN_CLASSES, LONGEST_LABEL = 24, 12, 20
 EXPLAINED_IMAGES, EXPLAINED_TOKENS = 3, 8
 EXACT = 1e-4  # completeness error of one point, from which on a head is not linear
 TAKEN = "most often taken for (times)"
@@ -67,8 +67,11 @@ def mistaken(run: Run, table: list[dict]) -> list[Any]:
     made: list[Any] = []
     if "tdsm" in rows:
         made += _mistakes(run, rows["tdsm"])
-    tables = [_by_class(run, list(rows.values()))] if rows else []
-    return [*made, *(_folded(table) for table in tables), *(_confusion(run, row) for row in rows.values())]
+    if rows:
+        made.append(_folded(_by_class(run, list(rows.values()))))
+        made.append(Beside([_confusion(run, row) for row in rows.values()]))
+        made.append(Said([charts.confusion.caption], "note"))
+    return made
 
 
 def evidence(run: Run, table: list[dict]) -> list[Any]:
@@ -144,6 +147,7 @@ def _mistakes(run: Run, row: Row) -> list[Any]:
         return [Said([f"{row['name']}, the TDSM row chosen on validation, is right on every test image."])]
     shown = wrong[stratified_sample(labels[wrong], SHOWN_MISTAKES, generator(run.config.seed, "mistakes"))]
     images, classes = unit(rearrange(run.data.test.floats(shown), "b c h w -> b h w c")), run.data.test.classes
+    names = [shortened(name, LONGEST_LABEL) for name in classes]
     some_or_all = "all" if len(shown) == len(wrong) else len(shown)
     return [
         Gallery(
@@ -151,7 +155,7 @@ def _mistakes(run: Run, row: Row) -> list[Any]:
             f"{count_of(len(labels), 'test image')}. Here {some_or_all} of them, every class "
             "with its share: what it is → what it is taken for.",
             [""],
-            [f"{classes[labels[k]]} → {classes[predicted[k]]}" for k in shown],
+            [f"{names[labels[k]]} → {names[predicted[k]]}" for k in shown],
             [[in_colour(image)] for image in images],
         )
     ]
@@ -187,7 +191,7 @@ def _confusion(run: Run, row: Row) -> Chart:
     labels, classes, predicted = run.data.test.labels, run.data.test.classes, read_predictions(run, row["name"])
     matrix = confusion_matrix(labels.repeat(len(predicted)), predicted.flatten(), len(classes))
     once = f" Every image counts once for each of {len(predicted)} seeds." if len(predicted) > 1 else ""
-    caption = f"{row['name']}, the {ROLES[row['role']]} row chosen on validation. {charts.confusion.caption}{once}"
+    caption = f"{row['name']}, the {ROLES[row['role']]} row chosen on validation.{once}"
     return Chart(f"confusion-{row['role']}", charts.confusion(matrix.numpy(), classes), caption)
 
 

@@ -24,7 +24,7 @@ from tdsm.figures.style import ERRORS
 from tdsm.figures.tiles import SHARPEST, Gallery, Scale, Tile, in_colour, mosaic, on_scale, signed, sprite, stack
 from tdsm.pipeline.rows import read_predictions
 from tdsm.pipeline.run import Run
-from tdsm.report.blocks import Chart, Flow, Fold, Step, Thumbnails
+from tdsm.report.blocks import Chart, Flow, Fold, Said, Step, Thumbnails
 from tdsm.study.analysis import compared
 
 SHOWN_IMAGES, SHOWN_CLASSES, SHOWN_TOKENS = 8, 3, 10
@@ -117,10 +117,14 @@ class Seen:
             for method in self.methods
         }
 
+    @property
+    def whole(self) -> str:
+        """The method whose components add up, or the first one."""
+        return next((m for m in self.methods if DECOMPOSITIONS[m].adds_up), self.methods[0])
+
     def order(self, image: int) -> list[int]:
         """Order the tokens of an image of the pair, as they stand in components, by energy, largest first."""
-        whole = next((m for m in self.methods if DECOMPOSITIONS[m].adds_up), self.methods[0])
-        energy = (self.components[whole][image] ** 2).mean(axis=(1, 2, 3))
+        energy = (self.components[self.whole][image] ** 2).mean(axis=(1, 2, 3))
         return np.argsort(-energy, kind="stable").tolist()
 
     @property
@@ -145,7 +149,7 @@ def flow(seen: Seen, reader: str | None) -> Flow:
     """Show the way of one image to its map, and what the row named `reader` takes it for."""
     run, config = seen.run, seen.run.field.config
     height, width = seen.images.shape[2:]
-    tokens, first = seen.tokens[seen.pair[0]].cpu().numpy(), seen.order(0)[:9]
+    tokens, first = seen.tokens[seen.pair[0]].cpu().numpy(), _most_varied(seen.alone[0])[:9]
     parts = [in_colour((seen.alone[0][k] + 1) / 2) for k in first]
     count, all_of = len(first), len(seen.indices)
     steps = [
@@ -155,7 +159,7 @@ def flow(seen: Seen, reader: str | None) -> Flow:
             on_scale(tokens, signed("tokens", tokens)),
             f"{config.num_tokens} rows of {config.widths[-1]} numbers",
         ),
-        Step("decoded one by one", mosaic(parts, 3), f"component images, {count} of {all_of}"),
+        Step("decoded one by one", mosaic(parts, 3), f"component images: the {count} of {all_of} that vary most"),
         Step("the map", stack(_maps(seen.alone[0], first)), f"one plane a token, {all_of} in all"),
     ]
     if reader is not None:
@@ -193,6 +197,19 @@ def reconstructions(seen: Seen) -> Gallery:
     )
 
 
+def reading(seen: Seen) -> Said:
+    """Say what a token's component image is, and how to read the pictures of each method."""
+    alone = _words(next(m for m in seen.methods if DECOMPOSITIONS[m].decodes_alone))
+    said = [
+        f"A token is one of the rows of numbers that the encoder makes of an image. Its component image ({alone}) is "
+        f"what the decoder paints when this token is the only one there. Its map ({alone} map) is that picture "
+        "averaged over colour, shown less its mean over the picture: red is above, blue below. The maps of all "
+        "tokens, stacked, are the TDSM. Each is decoded at full weight, so they do not add up to the image.",
+        *(_reads(method) for method in seen.methods if not DECOMPOSITIONS[method].decodes_alone),
+    ]
+    return Said(said)
+
+
 def tokens_of(seen: Seen, image: int) -> Gallery:
     """Show what the tokens of most energy show of one image, by every method, side by side."""
     order = seen.order(image)[:SHOWN_TOKENS]
@@ -205,13 +222,13 @@ def tokens_of(seen: Seen, image: int) -> Gallery:
             columns.append([in_colour((parts[k] + 1) / 2) for k in order])
             planes = planes - planes.mean(axis=(1, 2), keepdims=True)
         rows.append(f"{method} map" if is_alone else method)
-        scales.append(signed(rows[-1].replace("_", " "), planes))
+        scales.append(signed(_words(rows[-1]), planes))
         columns.append([on_scale(planes[k], scales[-1]) for k in order])
     total, source = len(seen.indices), seen.pair[image]
     return Gallery(
-        f"“{seen.name_of(image)}”: {_how_many(len(order), total)}, those of most energy first. "
-        + " ".join(_reads(method) for method in seen.methods),
-        [row.replace("_", " ") for row in rows],
+        f"“{seen.name_of(image)}”: {_how_many(len(order), total)}, the largest {_words(seen.whole)} components (mean "
+        "square) first. Every row has its own scale.",
+        [_words(row) for row in rows],
         [f"token {seen.indices[k]}" for k in order],
         [list(cell) for cell in zip(*columns, strict=True)],
         references=[
@@ -280,7 +297,8 @@ def embeddings(run: Run) -> list[Chart]:
     for name, points in {"PCA": pca(vectors), "t-SNE": tsne(vectors)}.items():
         if points is not None:
             figure = charts.embedding(points, labels, classes, f"{name} of the maps")
-            made.append(Chart(name.lower(), figure, f"{charts.embedding.caption} {here}", thumbnails))
+            caption = f"The same images by {name}." if made else f"{charts.embedding.caption} {here}"
+            made.append(Chart(name.lower(), figure, caption, thumbnails))
     return made
 
 
@@ -318,9 +336,19 @@ def _maps(parts: np.ndarray, which: Sequence[int]) -> list[Tile]:
     return [on_scale(planes[k], scale) for k in which]
 
 
+def _words(method: str) -> str:
+    return method.replace("_", " ")
+
+
+def _most_varied(parts: np.ndarray) -> list[int]:
+    """Order components by how much they vary over space, most first."""
+    return np.argsort(-parts.var(axis=(1, 2)).mean(axis=-1), kind="stable").tolist()
+
+
 def _reads(method: str) -> str:
     question: Any = DECOMPOSITIONS[method].question
-    return f"{shortened(method.replace('_', ' ').capitalize(), 40)}: {question}"
+    sums = " With what the decoder paints of no token, these add up to the decoded image, exactly."
+    return f"{_words(method).capitalize()}: {question}{sums * DECOMPOSITIONS[method].adds_up}"
 
 
 def _how_many(count: int, total: int) -> str:
