@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import numpy as np
@@ -262,3 +263,26 @@ def test_a_picture_of_too_many_pixels_is_refused(site):
     status, _, said = site.ask("/pictures", content)
     assert status == 400
     assert "pixels" in json.loads(said)["error"]
+
+
+def test_a_picture_that_was_cut_off_is_named(site):
+    content = picture(200)
+    status, _, said = site.ask("/pictures", content[: len(content) // 2])
+    assert status == 400
+    assert "\n" not in json.loads(said)["error"]
+
+
+def test_many_who_ask_at_once_are_all_answered(site):
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda row: site.ask(f"/views/0/{row}/1/6"), range(48)))
+    assert {status for status, _, _ in answers} == {200}
+    assert answers[5][2] == site.ask("/views/0/5/1/6")[2]
+
+
+def test_who_goes_away_before_the_answer_holds_nobody_up(site):
+    cookie = f"Cookie: tdsm-explore-{site.port}={TOKEN}\r\n"
+    for body in (b"{", b"{" * 90):  # all that was announced is 90 bytes
+        with socket.create_connection(("127.0.0.1", site.port), timeout=10) as connection:
+            head = f"POST /compositions HTTP/1.1\r\nHost: 127.0.0.1:{site.port}\r\n{cookie}Content-Length: 90\r\n\r\n"
+            connection.sendall(head.encode() + body)
+    assert site.ask("/about")[0] == 200

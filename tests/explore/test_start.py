@@ -1,5 +1,10 @@
+import contextlib
+import os
+import signal
 import socket
 import sys
+import threading
+import time
 import types
 
 import pytest
@@ -25,6 +30,33 @@ def test_a_port_that_is_taken_is_named():
         port = taken.getsockname()[1]
         with pytest.raises(ResourceError, match=rf"port {port} cannot be opened .*; --port 0 takes a free one"):
             start.explore(random_studio(count=1), port, print, opens_browser=False)
+
+
+def test_an_interrupt_ends_it_though_a_browser_is_still_there(capsys):
+    pytest.importorskip("starlette", reason="starlette is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    said = []
+
+    def interrupt():
+        while not said:
+            time.sleep(0.01)
+        for _ in range(500):
+            with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)) as browser:
+                browser.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert browser.recv(100).startswith(b"HTTP/1.1 421")
+                os.kill(os.getpid(), signal.SIGINT)
+                return done.wait(20)
+            time.sleep(0.01)
+
+    done = threading.Event()
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    start.explore(random_studio(count=1), port, said.append, opens_browser=False)
+    done.set()
+    thread.join()
+    assert said[-1] == "stopped."
+    assert capsys.readouterr().out.startswith(f"http://127.0.0.1:{port}/?token=")
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def serve(studio: Studio, opened: socket.socket, token: str) -> Any:
         "access_log": False,
         "server_header": False,
         "limit_concurrency": 64,
+        "timeout_graceful_shutdown": 2,  # seconds that an answer may still take when it is interrupted
     }
     return uvicorn.Server(uvicorn.Config(application, lifespan="off", ws="none", http="h11", **options))
 

@@ -88,6 +88,13 @@ function sheet(title, pictures, tiles, words) {
 
 const quoted = (words) => JSON.stringify(words);
 const listed = (numbers) => `[${numbers.join(", ")}]`;
+// Tokens by name, or by those that are missing, whichever are fewer.
+function chosen(kept, count) {
+  if (kept.length === count) return `list(range(${count}))`;
+  if (2 * kept.length <= count) return listed(kept);
+  const missing = Array.from({ length: count }, (_, token) => token).filter((token) => !kept.includes(token));
+  return `[k for k in range(${count}) if k not in ${listed(missing)}]`;
+}
 const places = (flags) => [...flags].flatMap((isSet, token) => (isSet ? [token] : []));
 
 // The lines of Python that give `components`, `picture` and `scores`, as they are seen.
@@ -108,7 +115,7 @@ function pythonCall({ about, image, other, size, method, sumMethod, on, swapped,
     lines.push(`    summands = tdsm.decompose(field, tokens, ${grid}, method=${quoted(sumMethod)})`);
   }
   if (moved.length) lines.push(`    tokens[:, ${listed(moved)}] = field.encode(${other})[:, ${listed(moved)}]`);
-  lines.push(`    kept = ${kept.length === on.length ? `list(range(${kept.length}))` : listed(kept)}`);
+  lines.push(`    kept = ${chosen(kept, on.length)}`);
   if (isExact && kept.length) lines.push(`    picture = field.decode(tokens[:, kept], ${grid})[0]`);
   else lines.push(`    picture = ${summands}.base[0]${isExact ? "" : ` + ${summands}.components[0, kept].sum(0)`}`);
   if (head) {
