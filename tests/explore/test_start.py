@@ -21,7 +21,7 @@ def test_without_a_package_it_says_in_one_line_what_to_install(monkeypatch, caps
         monkeypatch.setitem(sys.modules, other, None if other == library else types.ModuleType(other))
     assert tdsm("explore", tmp_path) == 2
     said = f'the library {library} is not installed. Run: pip install "tdsm[explore]", or "tdsm[all]" for everything.'
-    assert capsys.readouterr().err == f"tdsm: {said}\n"
+    assert capsys.readouterr().err == f"explore {tmp_path}: taking it up\ntdsm: {said}\n"
 
 
 def test_a_port_that_is_taken_is_named():

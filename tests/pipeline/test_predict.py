@@ -86,7 +86,7 @@ def test_classes_are_written_as_csv_json_and_parquet(run, pictures, tmp_path, ca
     capsys.readouterr()
     assert tdsm("predict", run, pictures, "--row", "tokens-avg") == 0
     captured = capsys.readouterr()
-    assert captured.err == "row tokens-avg, validation 8.3 %\n"
+    assert captured.err == f"predict {run}: taking it up\nrow tokens-avg, validation 8.3 %\n"
     shown = list(csv.DictReader(text_io.StringIO(captured.out)))
     assert list(shown[0])[:4] == ["image", "class", "probability", "p(0)"]
     for ending in ("csv", "json", "parquet"):

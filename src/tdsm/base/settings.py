@@ -92,7 +92,8 @@ def wrong_entries(error: ValidationError, without: str = "") -> str:
 
 def _wrong(error: Mapping[str, Any], without: str) -> str:
     where = ".".join(str(part) for part in error["loc"] if str(part) != without) or "options"
-    seen = "" if error["type"] == "missing" else f" is {reprlib.repr(error['input'])}"
+    is_nothing = error["type"] == "missing" or error["input"] in ((), [])
+    seen = "" if is_nothing else f" is {reprlib.repr(error['input'])}"
     return f"{where}{seen}: {expected(error)}"
 
 

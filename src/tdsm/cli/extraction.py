@@ -8,7 +8,7 @@ import tyro
 from pydantic import Field
 
 from tdsm.base.settings import Positive
-from tdsm.cli.verb import RunFolder, Verb, say
+from tdsm.cli.verb import RunFolder, Verb, say, say_next
 from tdsm.data.config import DataConfig
 from tdsm.features.config import ExtractConfig, MapConfig
 
@@ -37,6 +37,10 @@ class Extract(Verb):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dry_run: bool = Field(False, description="Say what would be done, how long and how large, and stop.")
 
+    def opening(self) -> str | None:
+        """Say of which field."""
+        return f"{self.field}: taking it up"
+
     def based(self) -> "Verb":
         """Start from the settings of the run, if it is one."""
         from tdsm.pipeline.folder import read_config
@@ -57,6 +61,7 @@ class Extract(Verb):
             say(plan(self._job(), self.settings, processes))
         elif extract(self._job(), self.settings, say, process=process, processes=processes):
             print(self.to)
+            say_next("verify", self.to)
 
     def _job(self) -> "Job":
         from tdsm.data.load import absolute_source
@@ -81,6 +86,10 @@ class Verify(Verb):
 
     store: tyro.conf.Positional[Path] = Field(description="Folder of the store.")
 
+    def opening(self) -> str | None:
+        """Say of which store."""
+        return f"{self.store}: taking it up"
+
     def execute(self) -> None:
         """Check, and say what is there."""
         from tdsm.features.card import verify
@@ -94,10 +103,18 @@ class Predict(Verb):
     """Classify images by a row of a run: the best one by validation, or another that was fitted."""
 
     run: RunFolder
-    images: tyro.conf.Positional[tuple[Path, ...]] = Field(min_length=1, description="Image files, or folders of them.")
+    images: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="IMAGE [IMAGE ...]"),
+        Field(min_length=1, description="Image files, or folders of them."),
+    ]
     row: str | None = Field(None, description="Row of the run's table; without it the best by validation.")
     to: Path | None = Field(None, description="File for the classes: .csv, .json or .parquet; without it CSV is shown.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+
+    def opening(self) -> str | None:
+        """Say of which run."""
+        return f"{self.run}: taking it up"
 
     def execute(self) -> None:
         """Classify, and print or write the classes and their probabilities."""

@@ -1,5 +1,6 @@
 """What all verbs share."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -35,3 +36,8 @@ class Verb(Settings):
 def say(words: str) -> None:
     """Tell the person at the terminal; results that other programs read go to standard output instead."""
     print(words, file=sys.stderr, flush=True)
+
+
+def say_next(verb: str, path: Path | str) -> None:
+    """Tell what is usually done next."""
+    say(f"next: tdsm {verb} {shlex.quote(str(path))}")

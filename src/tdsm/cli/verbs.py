@@ -20,7 +20,7 @@ from tdsm.cli.extraction import Extract, Predict, Verify
 from tdsm.cli.options import preset, read_yaml, to_yaml
 from tdsm.cli.presets import PRESETS, digits
 from tdsm.cli.show import show
-from tdsm.cli.verb import RunFolder, Verb, say
+from tdsm.cli.verb import RunFolder, Verb, say, say_next
 from tdsm.decomposition.registry import DECOMPOSITIONS
 from tdsm.features.config import MapConfig
 from tdsm.pipeline.config import RunConfig
@@ -369,6 +369,10 @@ class Explore(Verb):
         (), description="Decompositions in the exported page beside the one that adds up."
     )
 
+    def opening(self) -> str | None:
+        """Say of what."""
+        return f"{self.path}: taking it up"
+
     def execute(self) -> None:
         """Serve until interrupted, or write the page."""
         from tdsm.explore.export import chosen_images, export
@@ -404,6 +408,10 @@ class Bench(Verb):
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = Field(
         None, description="Write everything that was measured as JSON; - prints it instead of the tables."
     )
+
+    def opening(self) -> str | None:
+        """Say of what."""
+        return "of a field of random weights: getting ready"
 
     def execute(self) -> None:
         """Measure and print."""
@@ -450,11 +458,6 @@ VERBS: dict[str, Any] = {
     "completion": Completion,
 }
 SHARED = ("demo", "train", "finetune", "extract")  # verbs whose work several processes share out
-
-
-def say_next(verb: str, run: Path) -> None:
-    """Tell what is usually done next."""
-    say(f"next: tdsm {verb} {shlex.quote(str(run))}")
 
 
 @contextmanager

@@ -312,7 +312,7 @@ def open_studio(path: Path, say: Say, pictures: Sequence[Path] = (), source: str
 def studio_of_run(run: Run, pictures: Sequence[Path] = (), source: str | None = None) -> Studio:
     """Show a run: its three splits, its fitted heads, and pictures by path."""
     heads, size, channels = fitted_heads(run), run.data.test.size, run.data.test.channels
-    place = repr(str(run.path.absolute()))
+    place = repr(str(run.path))
     moved = "" if source is None else f", source={source!r}"
     lines = ["from pathlib import Path", "from tdsm.pipeline.stages import take_up", ""]
     lines += [f"run = take_up(Path({place}), print{moved})", "field = run.field"]
@@ -335,7 +335,7 @@ def studio_of_field(path: Path, pictures: Sequence[Path] = ()) -> Studio:
         )
     channels, side = loaded.config.channels, SIDE_WITHOUT_DATA
     title = f"{path.name}: {loaded.config.num_tokens} tokens × {loaded.config.widths[-1]}"
-    python = f"import tdsm\n\nfield = tdsm.load_field({str(path.absolute())!r})"
+    python = f"import tdsm\n\nfield = tdsm.load_field({str(path)!r})"
     return Studio(title, loaded, _given(pictures, channels, side), (side, side), channels, python)
 
 
@@ -349,6 +349,6 @@ def _given(pictures: Sequence[Path], channels: int, side: int) -> tuple[Shelf, .
         return ()
     images = torch.stack([read_picture(path, channels, side) for path in pictures]).float() / 127.5 - 1
     names = tuple(path.name for path in pictures)
-    paths = [str(path.absolute()) for path in pictures]
+    paths = [str(path) for path in pictures]
     python = f"read_picture(Path({paths!r}[{{row}}]), {channels}, {side}).float()[None] / 127.5 - 1"
     return (Shelf("given", lambda rows: images[list(rows)], torch.full((len(images),), -1), python, names),)
