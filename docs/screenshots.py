@@ -1,4 +1,4 @@
-"""Take the pictures of a report page that the documentation shows: wide and narrow, light and dark.
+"""Take the pictures of a page that the documentation shows: wide and narrow, light and dark.
 
     python docs/screenshots.py runs/digits/report.html --out docs/images
 
