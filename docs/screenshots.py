@@ -32,7 +32,7 @@ def main() -> None:
         for page in arguments.pages:
             for width in WIDTHS:
                 for scheme in SCHEMES:
-                    path = arguments.out / f"{page.parent.name}-{page.stem}-{width}-{scheme}.png"
+                    path = arguments.out / f"{page.parent.name}-{page.stem}-{width}-{scheme}.webp"
                     path.write_bytes(small(taken(browser, page, width, scheme, whole=arguments.whole)))
                     print(path)
         browser.close()
@@ -51,9 +51,9 @@ def taken(browser: Browser, page: Path, width: int, scheme: str, *, whole: bool)
 
 
 def small(picture: bytes) -> bytes:
-    """Return the same picture in 256 colours, a third of the size."""
+    """Return the same picture as WEBP, a third of the size."""
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(picture)).convert("RGB").quantize(256).save(buffer, format="PNG", optimize=True)
+    Image.open(io.BytesIO(picture)).convert("RGB").save(buffer, format="WEBP", quality=85, method=6)
     return buffer.getvalue()
 
 
