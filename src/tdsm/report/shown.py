@@ -293,7 +293,7 @@ def embeddings(run: Run) -> list[Chart]:
     picture = sprite([in_colour(image) for image in shown], SPRITE_COLUMNS)
     thumbnails = Thumbnails(picture, 32, SPRITE_COLUMNS, words)
     here = f"Here: {draw_of(run, len(drawn))}; labels were not used to place the points. Point at one to see its image."
-    made = []
+    made: list[Chart] = []
     for name, points in {"PCA": pca(vectors), "t-SNE": tsne(vectors)}.items():
         if points is not None:
             figure = charts.embedding(points, labels, classes, f"{name} of the maps")
