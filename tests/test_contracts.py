@@ -4,6 +4,7 @@ The calls run in one process of their own, `python tests/test_contracts.py FOLDE
 the test run, so that what is tested is what a user meets.
 """
 
+import inspect
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 
 import tdsm
 from tdsm.base.errors import TdsmError
-from tdsm.decomposition import decompose
+from tdsm.decomposition import DECOMPOSITIONS, decompose
 
 
 def given(folder):
@@ -32,9 +33,9 @@ def given(folder):
     weights = folder / "cut weights" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     (folder / "no weights" / "model.safetensors").unlink()
-    return SimpleNamespace(
-        field=field, tokens=torch.randn(2, 5, 12), images=torch.rand(2, 3, 4, 4), coords=torch.rand(4, 2), folder=folder
-    )
+    masked = tdsm.NeuralField(tdsm.FieldConfig(**config, self_heads=2, self_head_dim=4, has_masks=True))
+    tokens, images, coords = torch.randn(2, 5, 12), torch.rand(2, 3, 4, 4), torch.rand(4, 2)
+    return SimpleNamespace(field=field, masked=masked, tokens=tokens, images=images, coords=coords, folder=folder)
 
 
 def components(g, tokens=None, size=(4, 4), **options):
@@ -60,6 +61,24 @@ def classify(maps, pool="max", size=(4, 4), num_tokens=5):
 def evidence(classes, **options):
     return tdsm.class_evidence(tdsm.TDSMClassifier(5, 3), torch.zeros(2, 4, 4, 5), classes, **options)
 
+
+READERS = {  # of tokens, each with what else it needs
+    "decode": lambda g, tokens: g.field.decode(tokens, (4, 4)),
+    "component_images": lambda g, tokens: tdsm.component_images(g.field, tokens, (4, 4)),
+    "component_images by the loop": lambda g, tokens: tdsm.component_images(g.field, tokens, (4, 4), strategy="loop"),
+    "spatial_map": lambda g, tokens: tdsm.spatial_map(g.field, tokens, (4, 4)),
+    "pooled_map": lambda g, tokens: tdsm.pooled_map(g.field, tokens, (4, 4)),
+    "contributions": lambda g, tokens: tdsm.contributions(g.field, tokens, g.coords, torch.zeros(len(g.coords)).long()),
+    **{
+        name: lambda g, tokens, method=name: decompose(
+            next(field for field in (g.field, g.masked) if method in tdsm.methods_for(field)),
+            tokens,
+            (4, 4),
+            method=method,
+        )
+        for name in DECOMPOSITIONS
+    },
+}
 
 # name: (what is called, words the message must hold: what was seen, what is expected)
 CASES = {
@@ -94,13 +113,27 @@ CASES = {
     "coords of three axes": (lambda g: g.field.decode(g.tokens, coords=torch.zeros(4, 3)), "(4, 3)", "(points, 2)"),
     "coords of no point": (lambda g: g.field.decode(g.tokens, coords=g.coords[:0]), "(0, 2)", "one point or more"),
     "coords as a list": (lambda g: g.field.decode(g.tokens, coords=[[0.0, 0.0]]), "list", "(points, 2)"),
-    "tokens of one image": (lambda g: components(g, g.tokens[0]), "(5, 12)", "(batch, tokens, 12)"),
+    "tokens of one image": (lambda g: components(g, g.tokens[0]), "(5, 12)", "(batch, tokens, width)"),
     "tokens of another width": (lambda g: components(g, g.tokens[..., :7]), "(2, 5, 7)", "(batch, tokens, 12)"),
     "tokens in float64": (lambda g: components(g, g.tokens.double()), "torch.float64", "torch.float32"),
-    "tokens of integers": (lambda g: g.field.decode(g.tokens.int(), (4, 4)), "torch.int32", "torch.float32"),
+    "tokens of integers": (lambda g: g.field.decode(g.tokens.int(), (4, 4)), "torch.int32", "floating point"),
     "tokens as an array": (lambda g: components(g, g.tokens.numpy()), "ndarray", "torch tensor"),
-    "no tokens": (lambda g: components(g, g.tokens[:, :0]), "0 tokens", "at least 1"),
-    "no tokens to decode": (lambda g: g.field.decode(g.tokens[:, :0], (4, 4)), "(2, 0, 12)", "(batch, tokens, 12)"),
+    **{
+        f"{name} of images": (
+            lambda g, read=read: read(g, g.images),
+            "(2, 3, 4, 4)",
+            "expected floating point (batch, tokens, width)",
+            "look like images: encode them first, field.encode(images)",
+        )
+        for name, read in READERS.items()
+    },
+    "maps that are images": (
+        lambda g: tdsm.class_evidence(tdsm.TDSMClassifier(5, 3), g.images),
+        "(2, 3, 4, 4)",
+        "as spatial_map gives them",
+    ),
+    "no tokens": (lambda g: components(g, g.tokens[:, :0]), "(2, 0, 12)", "none of them 0"),
+    "no tokens to decode": (lambda g: g.field.decode(g.tokens[:, :0], (4, 4)), "(2, 0, 12)", "none of them 0"),
     "unknown strategy": (lambda g: components(g, strategy="fast"), "'fast'", "auto, loop, batched, exact"),
     "strategy as a list": (lambda g: components(g, strategy=["loop"]), "['loop']", "auto, loop, batched, exact"),
     "chunk of zero": (lambda g: components(g, chunk=0), "chunk is 0", "at least 1"),
@@ -214,6 +247,13 @@ CASES = {
     "heads for a folder": (lambda g: tdsm.load_field(g.folder / "empty", cross_heads=3), "folder", "cross_heads"),
     "a store that is none": (lambda g: tdsm.open_store(g.folder / "empty"), "empty", "no store here", "tdsm extract"),
     "a run that is none": (lambda g: tdsm.load_run(g.folder / "empty"), "empty", "no run here", "tdsm train"),
+    "data that are none": (
+        lambda g: tdsm.load_data(tdsm.DataConfig(source="digit"), 0),
+        "'digit'",
+        "'digits'",
+        "folder",
+    ),
+    "a grid of nothing": (lambda g: tdsm.grid((4, 0)), "(4, 0)", "at least 1"),
     "features of no field": (lambda g: tdsm.FieldFeatures(g.folder / "empty", ["tokens"]), "empty", "no field found"),
     "an unknown feature": (lambda g: tdsm.FieldFeatures(g.folder / "whole", ["tokns"]), "tokns", "'tokens'", "values"),
     "features of no images": (
@@ -245,10 +285,11 @@ def test_bad_input_is_named(outcomes, name):
 
 
 def test_every_public_callable_is_tried():
-    """By name in the source of the cases; types are tested beside their definition, a plan only reads shapes."""
+    """By name in the source of the cases; types and what reads a field alone have tests of their own."""
     source = Path(__file__).read_text()
-    elsewhere = {"__version__", "TdsmError", "TokenField", "FieldConfig", "NeuralField", "plan_decoding", "adapters"}
-    assert [name for name in tdsm.__all__ if name not in elsewhere and f"{name}(" not in source] == []
+    functions = {name for name in tdsm.__all__ if inspect.isfunction(getattr(tdsm, name))}
+    asked = {*functions, "TDSMClassifier", "FieldFeatures"} - {"plan_decoding", "methods_for", "missing_space"}
+    assert [name for name in sorted(asked) if f"{name}(" not in source] == []
 
 
 def outcome_of(call):

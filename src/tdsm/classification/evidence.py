@@ -68,14 +68,15 @@ def class_evidence(
         points: Quadrature points of the path, 1 to 256. Linear heads are exact with one.
 
     Raises:
-        UsageError: If `points` is out of range, or `classes` are not one class of the classifier's an image.
+        UsageError: If maps do not fit the classifier, `points` is out of range, or `classes` are not one an image.
     """
     if not isinstance(points, int) or not 1 <= points <= MOST_POINTS:
         raise UsageError(f"class_evidence: points is {points!r}, expected 1 to {MOST_POINTS} quadrature points.")
     maps = maps.detach()
-    start = classifier.mean.detach().expand_as(maps)
     with torch.no_grad():
-        logits, base = classifier(maps), classifier(start)
+        logits = classifier(maps)
+        start = classifier.mean.expand_as(maps)
+        base = classifier(start)
     chosen = _checked(logits.argmax(dim=1) if classes is None else classes, logits)
     gradient = torch.zeros_like(maps)
     for at, weight in gauss_legendre(points):

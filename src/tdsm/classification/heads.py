@@ -265,7 +265,7 @@ class TDSMClassifier(nn.Module):
     Args:
         num_tokens: Number of maps, their channels: tokens, or tokens · channels for `rgb` maps.
         num_classes: Classes to tell apart.
-        pool: Kind of head, a name in `HEADS`: ridge, avg, max, flatten, cnn, resnet, attention, transformer.
+        pool: Kind of head: ridge, avg, max, flatten, cnn, resnet, attention, transformer.
         size: Height and width of the maps; `avg`, `max` and `attention` take others too.
         options: Further entries of `HeadConfig`.
 
@@ -317,7 +317,7 @@ class TDSMClassifier(nn.Module):
             height, width = self.size or ("height", "width")
             raise UsageError(
                 f"TDSMClassifier: maps have shape {tuple(maps.shape)}, expected "
-                f"(batch, {height}, {width}, {self.num_maps}), channels last."
+                f"(batch, {height}, {width}, {self.num_maps}), channels last, as spatial_map gives them."
             )
         if torch.promote_types(maps.dtype, self.mean.dtype) != self.mean.dtype:
             raise UsageError(f"TDSMClassifier: maps are {maps.dtype}, this classifier computes in {self.mean.dtype}.")

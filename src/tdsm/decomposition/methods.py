@@ -102,7 +102,7 @@ def decompose(
         tokens: Tokens of this field.
         size: Points along each axis, such as (32, 32); any size. Give either `size` or `coords`.
         coords: Scattered coordinates in [-1, 1].
-        method: A name from `DECOMPOSITIONS` that suits the field.
+        method: One of the table that suits the field.
         selection: None for all tokens, "stride:n", "first:n", or a list of indices. It saves memory; work is
             saved by `additive` alone, since the completeness error is over all tokens.
         chunk: (image, point) pairs decomposed at once; bounds memory, never changes results. None chooses.
@@ -155,11 +155,6 @@ def check_request(field: TokenField, tokens: Tensor, method: str, chunk: int | N
     """Raise `UsageError` unless tokens, method and chunk can be decomposed with this field."""
     device_of(tokens)
     check_method(field, method)
-    if tokens.ndim != 3 or 0 in tokens.shape:
-        raise UsageError(
-            f"decompose: tokens have shape {tuple(tokens.shape)}, expected (batch, tokens, width), none of them 0. "
-            "Pass the tokens of the field: field.encode(images)."
-        )
     if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
         raise UsageError(f"decompose: chunk is {chunk!r}, expected a count of at least 1, or None to choose one.")
 

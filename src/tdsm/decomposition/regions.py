@@ -83,7 +83,7 @@ def contributions(
         coords: Coordinates to sum over; weigh them where they are unevenly spread.
         regions: Labels 0, 1, … of the points, −1 for none; or weights of each point in each region; or boxes, their
             lower and upper corners, faces included.
-        method: A name from `DECOMPOSITIONS` that suits the field. `attention` sums the mean head's weights.
+        method: One of `decompose` that suits the field. `attention` sums the mean head's weights.
         chunk: (image, point) pairs decomposed at once; bounds memory, never changes results. None chooses.
         options: The method's own, as in `decompose`.
 

@@ -1,7 +1,8 @@
 """What a model must answer to be decomposed into its tokens.
 
 A token field turns a signal into tokens and answers "what value is here?" at any coordinate by one
-cross-attention to them. Seven answers are asked of a model; decoding is then written once, here:
+cross-attention to them. Seven answers are asked of a model, five where tokens are only decoded alone; decoding is then
+written once, here:
 
     decode(tokens) at x = readout(q(x), attend(q(x), tokens))
 """
@@ -59,11 +60,13 @@ class Readout:
 
 
 class TokenField(nn.Module):
-    """The interface of a decomposable model. Implement the methods that raise; leave `decode` as it is.
+    """The interface of a decomposable model. Implement the seven methods that raise; leave `decode` as it is.
+    Of
+       these, `component_images` and what is made of them ask for all but `query_heads` and `token_heads`.
 
-    Two attributes say what the decoder can express. `has_query_residual`: the readout sees the query itself,
-    not only what was attended. `has_nonlinear_readout`: query and attended vector meet in a nonlinearity.
-    Without both, the component images of solo decoding carry no space.
+       Two attributes say what the decoder can express. `has_query_residual`: the readout sees the query itself,
+       not only what was attended. `has_nonlinear_readout`: query and attended vector meet in a nonlinearity.
+       Without both, the component images of solo decoding carry no space.
     """
 
     has_query_residual: bool
@@ -147,9 +150,15 @@ class TokenField(nn.Module):
 
 
 def device_of(tokens: Tensor) -> torch.device:
-    """Return where tokens are; raise `UsageError` if they are no tensor."""
+    """Return where tokens are; raise `UsageError` unless they are floating point (batch, tokens, width)."""
+    expected = "expected floating point (batch, tokens, width), none of them 0"
     if not isinstance(tokens, Tensor):
-        raise UsageError(f"decode: tokens are {type(tokens).__name__}, expected a torch tensor (batch, tokens, width).")
+        raise UsageError(f"tokens are {type(tokens).__name__}, {expected}. Pass field.encode(images), a torch tensor.")
+    if tokens.ndim != 3 or 0 in tokens.shape or not tokens.is_floating_point():
+        hint = "These look like images: encode them first" if tokens.ndim > 3 else "Pass the tokens of the field"
+        raise UsageError(
+            f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}, {expected}. {hint}, field.encode(images)."
+        )
     return tokens.device
 
 

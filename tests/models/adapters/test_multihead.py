@@ -88,3 +88,9 @@ def test_keys_that_are_no_tokens_are_refused(option):
 def test_another_attention_is_refused():
     with pytest.raises(UsageError, match="MultiheadAttention"):
         MultiheadField(nn.Linear(2, 2), abs, abs, nn.Identity(), has_query_residual=True, has_nonlinear_readout=True)
+
+
+def test_a_wrapped_model_says_how_it_is_saved(tmp_path):
+    with pytest.raises(UsageError, match=r"MultiheadField wraps a model .* wrap it again .* field\.state_dict\(\)"):
+        field_of().save_pretrained(tmp_path / "saved")
+    assert not list(tmp_path.iterdir())

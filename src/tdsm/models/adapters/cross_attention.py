@@ -7,6 +7,7 @@ An adapter, or your own model, says how queries and tokens are projected, and wh
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import torch.nn.functional as F
@@ -66,6 +67,18 @@ class CrossAttentionField(TokenField):
         weight, bias = self.output_projection()
         output = rearrange(weight, "w (h d) -> h d w", h=self.heads)
         return TokenHeads(keys, values, output, weight.new_zeros(weight.shape[0]) if bias is None else bias)
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Refuse: what is wrapped is saved by the package that it is of.
+
+        Raises:
+            UsageError: It says how the weights are kept.
+        """
+        raise UsageError(
+            f"save_pretrained: {type(self).__name__} wraps a model that tdsm cannot build again. Save that model as "
+            "its own package does, and wrap it again after loading. The field has its weights, and those of what "
+            "was passed beside it: field.state_dict()."
+        )
 
     def _split(self, projected: Tensor) -> Tensor:
         return rearrange(projected, "... n (h d) -> ... h n d", h=self.heads)
