@@ -1,5 +1,6 @@
 """The command `tdsm`, and `python -m tdsm`."""
 
+import os
 import sys
 
 from tdsm.base.extras import missing_words
@@ -7,6 +8,7 @@ from tdsm.base.extras import missing_words
 
 def main() -> None:
     """Run the command line; say in one line what is missing where only the core is installed."""
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it would read every installed package's metadata
     try:
         from tdsm.cli.main import main as run
     except ModuleNotFoundError as error:

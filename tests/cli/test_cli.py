@@ -24,9 +24,14 @@ UNDER_WAY = re.compile(r"run folder: |.* …$|\w+ .*: (getting ready|taking it u
 
 NO_TORCH = """
 import sys
+HEAVY = {
+    *("torch", "numpy", "einops", "jaxtyping", "safetensors", "huggingface_hub", "filelock", "sklearn", "scipy"),
+    *("PIL", "pyarrow", "datasets", "matplotlib", "jinja2", "starlette", "uvicorn", "ray", "accelerate", "tensorboard"),
+    "transformers",
+}
 class Slow:
     def find_spec(self, name, path=None, target=None):
-        if name in ("torch", "numpy", "sklearn", "scipy", "datasets", "matplotlib"):
+        if name in HEAVY:
             raise AssertionError(f"{name} was imported")
 sys.meta_path.insert(0, Slow())
 from tdsm.cli.main import run_command

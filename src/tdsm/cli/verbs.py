@@ -72,11 +72,12 @@ class Train(Verb):
             self._work()
 
     def _base(self, fitted: Callable[[RunConfig], RunConfig]) -> RunConfig:
-        from tdsm.pipeline.folder import CONFIG, read_config
-
         is_given = self.preset is not None or self.config is not None
-        if self.resume and self.run is not None and not is_given and (self.run / CONFIG).is_file():
-            return read_config(self.run)
+        if self.resume and self.run is not None and not is_given:
+            from tdsm.pipeline.folder import CONFIG, read_config
+
+            if (self.run / CONFIG).is_file():
+                return read_config(self.run)
         name = self.preset or self._fitting_preset()
         base = type(self)().settings if name is None else preset(name)
         if name == "images":
