@@ -139,6 +139,24 @@ def test_a_rename_comes_after_the_data_and_before_the_folder_are_on_disk(tmp_pat
     assert order == ["write", "flush", "fsync", "replace", "fsync"]
 
 
+def test_a_system_that_opens_no_folder_writes_all_the_same(tmp_path, monkeypatch):
+    real, refused = os.open, []
+
+    def as_windows_does(path, flags, *args, **kwargs):
+        if os.path.isdir(path):
+            refused.append(Path(path))
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(io.os, "open", as_windows_does)
+    io.write_text(tmp_path / "run" / "a.txt", "one")
+    io.write_text(tmp_path / "run" / "a.txt", "two")
+    io.write_folder(tmp_path / "whole", lambda folder: folder.joinpath("b").write_text("three"))
+    assert (tmp_path / "run" / "a.txt").read_text() == "two"
+    assert io.verify_folder(tmp_path / "whole").files.keys() == {"b"}
+    assert {tmp_path / "run", tmp_path} <= set(refused)
+
+
 CRASH = """
 import os, signal, sys
 from pathlib import Path

@@ -175,6 +175,25 @@ def test_a_machine_without_a_compiler_is_said(monkeypatch):
     refused("no C++ compiler found")
 
 
+def test_a_process_without_any_compiler_decodes_and_says_so_once(tmp_path):
+    program = """
+import torch, tdsm
+field = tdsm.NeuralField(tdsm.FieldConfig(widths=(16,), num_latents=8, mapping_dim=6))
+tokens = field.encode(torch.rand(2, 3, 8, 8))
+fast, slow = (tdsm.component_images(field, tokens, (8, 8), strategy=way) for way in ("exact", "loop"))
+torch.testing.assert_close(fast, slow)
+tdsm.spatial_map(field, tokens, (8, 8)).sum().backward()
+print(tdsm.plan_decoding(field, 16, field.queries(tdsm.grid((8, 8)))).backend)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "CXX"}
+    for compiler in ({"PATH": ""}, {"CXX": "/nowhere/c++"}):
+        private = {"XDG_CACHE_HOME": str(tmp_path / "none")}
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, env=environment | private | compiler, capture_output=True, text=True, check=True)
+        assert done.stdout == "eager\n"
+        assert done.stderr.count("runs without its compiled kernel") == 1
+
+
 def test_a_compiler_that_fails_is_asked_once(monkeypatch, tmp_path):
     calls, script = tmp_path / "calls", tmp_path / "compiler"
     script.write_text(f"#!/bin/sh\necho called >> {calls}\necho first line >&2; echo second >&2; exit 1\n")

@@ -246,9 +246,10 @@ def file_hash(path: Path) -> str:
 
 def sync_folder(path: Path) -> None:
     """Make renames inside a folder durable, where the system can open a folder."""
-    if os.name == "nt":
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens none
         return
-    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import sys
 import zipfile
 import zlib
 from collections import Counter
@@ -67,6 +68,9 @@ def _refuse_impossible(path: Path, members: list[zipfile.ZipInfo]) -> None:
 
 
 def _memory() -> int:
+    """Return the bytes of memory of this machine; on Windows, which has no such call, as many as can be counted."""
+    if not hasattr(os, "sysconf"):
+        return sys.maxsize
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -73,7 +73,7 @@ def take_up(path: Path, say: Say, *, source: str | None = None, store: Path | No
     require_trained(path, config)
     if source is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"source": absolute_source(source)})})
-    place = Path(config.data.source.rpartition(":")[2])
+    place = Path(config.data.source.partition(":")[2])
     if place.is_absolute() and not place.exists():
         raise DataError(f"{path}: its data were at {place}, where nothing is. Name where they are with --data.source.")
     with phase("reading the data and the field", quiet=not processes.is_first()):
