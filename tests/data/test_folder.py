@@ -106,7 +106,17 @@ def _class_missing_in_test(root):
 
 
 def _one_class(root):
-    fill(root, classes=("ant",))
+    fill(root, ("train", "test"), classes=("ant",))
+
+
+def _class_never_trained(root):
+    fill(root, ("train", "test"))
+    fill(root, ("val",), classes=("ant", "cow"))
+
+
+def _unreadable_folder(root):
+    fill(root)
+    (root / "loop.png").symlink_to(root / "loop.png")
 
 
 @pytest.mark.parametrize(
@@ -118,6 +128,8 @@ def _one_class(root):
         (_no_images, r"no images here \(seen: 1 \.txt\)"),
         (_class_missing_in_test, "test split has no image of 'cat10'"),
         (_one_class, "one class"),
+        (_class_never_trained, "train split has no image of 'cow', which the validation split has"),
+        (_unreadable_folder, r"loop\.png: not a file"),
     ],
 )
 def test_unusable_folders_are_refused(tmp_path, make, message):
@@ -181,6 +193,67 @@ def test_archives_unpack_to_a_folder_of_its_own_name(tmp_path):
     data = load(tmp_path)
     assert data.train.classes == ("ant", "cat2", "cat10")
     assert len(data.test) == 30
+
+
+@pytest.mark.parametrize("base", ["images", "data/raw/v1", "My set"])
+@pytest.mark.parametrize("splits", [("",), ("train", "test")])
+def test_folders_around_a_set_are_entered(tmp_path, base, splits):
+    fill(tmp_path / base, splits)
+    data = load(tmp_path)
+    assert data.train.classes == ("ant", "cat2", "cat10")
+    assert all(
+        level % 10 == (2, 0, 1)[label] for level, label in zip(levels(data.train), data.train.labels, strict=True)
+    )
+    assert data.notes[0] == f"All images lie in '{base}', which is neither a split nor a class."
+
+
+def test_a_folder_of_one_class_is_one_of_images_without_labels(tmp_path):
+    fill(tmp_path, classes=("img_align_celeba",), count=20)
+    assert not load(tmp_path).has_labels
+
+
+def test_a_split_may_hold_its_classes_or_images_in_one_folder_more(tmp_path):
+    """As in Tiny ImageNet, whose validation images lie in val/images and have their labels in a text."""
+    fill(tmp_path / "train" / "images")
+    fill(tmp_path / "test" / "test_images", first=100)
+    fill(tmp_path, ("val",), classes=("images",), first=150)
+    data = load(tmp_path)
+    assert data.train.classes == ("ant", "cat2", "cat10")
+    assert min(levels(data.test)) == 100
+    assert "Split 'val' (10 images) has no labels and is not used." in data.notes
+    assert max(levels(data.validation)) < 100
+
+
+@pytest.mark.parametrize("tops", [("fold1", "fold2"), ("Trainingsdaten", "Testdaten"), ("photo", "sketch", "cartoon")])
+def test_classes_that_all_hold_the_same_folders_may_be_splits(tmp_path, tops):
+    fill(tmp_path, tops)
+    with pytest.raises(DataError, match=r"hold the folders \['ant', 'cat10', 'cat2'\]\. If these are the classes"):
+        load(tmp_path)
+
+
+def test_images_and_what_belongs_to_them_are_no_classes(tmp_path):
+    fill(tmp_path, classes=("images", "masks"))
+    with pytest.raises(DataError, match=r"\['images'\] beside \['masks'\] names no class.*Pass .*/images to read"):
+        load(tmp_path)
+    fill(tmp_path / "b", ("ant", "bee"), classes=("images", "masks"))
+    with pytest.raises(DataError, match=r"hold the folders \['images', 'masks'\]"):
+        load(tmp_path / "b")
+
+
+def test_what_cannot_be_listed_is_skipped_if_asked(tmp_path, monkeypatch):
+    fill(tmp_path)
+    (tmp_path / "ant" / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(place):
+        if os.fspath(place).endswith("closed"):
+            raise PermissionError(13, "Permission denied", place)
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="ant/closed: cannot be read \\(Permission denied\\)"):
+        load(tmp_path)
+    assert load(tmp_path, skip_bad=True).skipped == (("ant/closed", "cannot be read (Permission denied)"),)
 
 
 def test_classes_whose_names_hold_a_split_are_classes(tmp_path):

@@ -1,6 +1,6 @@
 """A folder of image files: splits of classes, classes of splits, classes, or images without labels."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 from tdsm.base.errors import DataError
 from tdsm.data.config import DataConfig
 from tdsm.data.decode import MAX_LISTED, refuse_bad
-from tdsm.data.names import SplitName, natural_key, split_name
+from tdsm.data.names import SplitName, is_neutral, natural_key, split_name
 from tdsm.data.source import Fetch, Source, encode_labels, unlabelled
 from tdsm.data.walk import Found, walk
 
@@ -31,21 +31,19 @@ def load_folder(where: str, config: DataConfig) -> Source:
         ROOT/CLASS/FILES                                  one split
         ROOT/FILES, ROOT/SPLIT/FILES                      images without labels
 
-    Splits are called train, validation or test (Training, val, dev, seg_test, test2017, ...). Files may lie deeper
-    below their class. Classes and files stand in natural order. Files that are no images are ignored and counted.
-    Links are followed to files inside ROOT only, unless `follow_links` is set.
+    Splits are called train, validation or test (Training, val, dev, seg_test, test2017, ...). A folder that holds but
+    one folder is entered, and ROOT is what lies in it; so is `images` as the one folder of a split. Files may lie
+    deeper below their class. Classes and files stand in natural order. Files that are no images are ignored and
+    counted. Links are followed to files inside ROOT only, unless `follow_links` is set.
 
     Raises:
-        DataError: If some folders are splits by their names and others beside them are not, a class holds no image,
-            or links leave ROOT.
+        DataError: If some folders are splits by their names and others beside them are not, all classes hold the same
+            folders, which may be the classes, a class holds no image, or links leave ROOT.
     """
     root = Path(where)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder.")
-    try:
-        found = walk(root, follow_links=config.follow_links)
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror}).") from error
+    found = walk(root, follow_links=config.follow_links)
     if not config.skip_bad:
         refuse_bad(found.refused)
     if not found.images:
@@ -65,6 +63,8 @@ def arrange(found: Found, root: Path) -> tuple[dict[str, list[Image]], tuple[str
     Raises:
         DataError: If names allow two readings.
     """
+    base = _enter(found, "", lambda name: not _is_plain(split_name(name)))
+    found, root = _below(found, base), root / base
     inside = {tuple(path.split("/")[:-1]) for path in found.images}
     tops = _distinct(place[0] for place in inside if place)
     if splits := _split_folders(tops, inside, root):
@@ -74,17 +74,39 @@ def arrange(found: Found, root: Path) -> tuple[dict[str, list[Image]], tuple[str
     else:
         sorted_out = {"train": _class_images(found, root, "")}
     loose = len(found.images) - sum(map(len, sorted_out.values()))
-    notes = (f"{loose} images beside the class folders were ignored.",) if loose else ()
-    return {split: _in_order(images) for split, images in sorted_out.items()}, notes
+    notes = [f"All images lie in {base[:-1]!r}, which is neither a split nor a class."] if base else []
+    notes += [f"{loose} images beside the class folders were ignored."] if loose else []
+    return {split: _in_order(images, base) for split, images in sorted_out.items()}, tuple(notes)
 
 
-def _in_order(images: list[Image]) -> list[Image]:
-    """Sort by class, then by path, numbers by value."""
+def _enter(found: Found, start: str, may_enter: Callable[[str], bool]) -> str:
+    """Go down while a folder holds nothing but one folder that may be entered; return where that ends."""
+    while True:
+        folders, loose = _children(found.folders, start), _children(found.images, start)
+        if len(folders) != 1 or loose or not may_enter(folders[0]):
+            return start
+        start += f"{folders[0]}/"
+
+
+def _children(paths: list[str], start: str) -> list[str]:
+    """List the names of what lies directly in a folder, which is "" or ends with a slash."""
+    return [path[len(start) :] for path in paths if path.startswith(start) and "/" not in path[len(start) :]]
+
+
+def _below(found: Found, base: str) -> Found:
+    """Return what lies in a folder, by its path from there."""
+    images, folders = ([p[len(base) :] for p in paths if p.startswith(base)] for paths in (found.images, found.folders))
+    return Found(images, folders)
+
+
+def _in_order(images: list[Image], base: str) -> list[Image]:
+    """Sort by class, then by path, numbers by value; name paths from the root on."""
     classes: dict[str, list[Image]] = {}
     for image in images:
         classes.setdefault(image.label or "", []).append(image)
     order = sorted(classes, key=natural_key)
-    return [image for name in order for image in sorted(classes[name], key=lambda image: natural_key(image.path))]
+    ordered = [image for name in order for image in sorted(classes[name], key=lambda image: natural_key(image.path))]
+    return [Image(base + image.path, image.label) for image in ordered]
 
 
 def _distinct(names) -> list[str]:
@@ -147,16 +169,41 @@ def _one_split(found: Found, split: str) -> list[Image]:
 
 def _class_images(found: Found, root: Path, folder: str) -> list[Image]:
     """List the images of FOLDER/CLASS/FILES, or of FOLDER/FILES without labels if no class folder is there."""
-    start = f"{folder}/" if folder else ""
-    classes = _distinct(p[len(start) :] for p in found.folders if p.startswith(start) and "/" not in p[len(start) :])
-    if folder and [name.lower() for name in classes] == [folder.lower()]:  # as archives of folders unpack
-        return _class_images(found, root, f"{start}{classes[0]}")
+    start = _enter(found, f"{folder}/", lambda name: _says_no_more(name, folder)) if folder else ""
+    classes = sorted(_children(found.folders, start), key=natural_key)
     images = [path for path in found.images if path.startswith(start)]
     held = [Image(path, label[0]) for path in images if len(label := path[len(start) :].split("/")) > 1]
     if not held:
         return [Image(path, None) for path in images]
-    _refuse_names(classes, {image.label for image in held}, root / folder)
+    _refuse_names(classes, {image.label for image in held}, root / start)
+    _refuse_other_readings(held, start, root / start)
     return held
+
+
+def _says_no_more(name: str, split: str) -> bool:
+    """Tell whether a folder's name says nothing that the split around it does not say, so that it is no class."""
+    inner, outer = split_name(name), split_name(split)
+    return is_neutral(name) or (inner.role == outer.role and inner.rest == outer.rest)
+
+
+def _refuse_other_readings(images: list[Image], start: str, folder: Path) -> None:
+    """Refuse classes that may be splits, folds or domains of the classes below, or be what belongs to images."""
+    classes = _distinct(image.label for image in images)
+    if len(classes) > 1 and (neutral := [name for name in classes if is_neutral(name)]):
+        others = [name for name in classes if name not in neutral]
+        raise DataError(
+            f"{folder}: {neutral} beside {others[:MAX_LISTED]} names no class. Expected a folder for each class. Pass "
+            f"{folder / neutral[0]} to read these images alone."
+        )
+    below: dict[str | None, set[str]] = {}
+    for image in images:
+        below.setdefault(image.label, set()).update(image.path[len(start) :].split("/")[1:-1][:1])
+    if len(common := set.intersection(*below.values())) > 1 < len(below):
+        raise DataError(
+            f"{folder}: all of {classes[:MAX_LISTED]} hold the folders {sorted(common)[:MAX_LISTED]}. If these are the "
+            "classes, name those above them train, validation and test, or pass one of them (a fold, a domain). If "
+            "not, put the images of each class into one folder."
+        )
 
 
 def _refuse_names(classes: list[str], filled: set[str | None], folder: Path) -> None:

@@ -55,10 +55,8 @@ def split_name(name: str) -> SplitName:
     (SplitName(role='train', word='train', rest='seg'), SplitName(role='test', word='test', rest=''), \
 SplitName(role=None, word='', rest='oxford'))
     """
-    text = re.sub(r"([a-z])([A-Z])", r"\1 \2", unicodedata.normalize("NFC", name)).lower()
-    text = re.sub(r"(fold|cv)[\W_]+(\d+)", r"\1\2", text)
     found, rest = [], []
-    for token in re.findall(r"[^\W_]+", text):
+    for token in _words(name):
         if match := ROLE.fullmatch(token):
             found.append(match[1])
             rest += [match[2]] * bool(match[2])
@@ -67,6 +65,20 @@ SplitName(role=None, word='', rest='oxford'))
     if len(found) != 1:
         return SplitName(None, "", "-".join([*found, *rest]))
     return SplitName(ROLE_OF[found[0]], found[0], "-".join(rest))
+
+
+def _words(name: str) -> list[str]:
+    text = re.sub(r"([a-z])([A-Z])", r"\1 \2", unicodedata.normalize("NFC", name)).lower()
+    return re.findall(r"[^\W_]+", re.sub(r"(fold|cv)[\W_]+(\d+)", r"\1\2", text))
+
+
+def is_neutral(name: str) -> bool:
+    """Tell whether a name says only that data are there, so that it is neither a split nor a class.
+
+    >>> is_neutral("Images"), is_neutral("image-data"), is_neutral("train"), is_neutral("+")
+    (True, True, False, False)
+    """
+    return bool(words := _words(name)) and all(word in NEUTRAL for word in words)
 
 
 def locate(path: PurePath) -> Location:

@@ -84,7 +84,7 @@ def partition(
     train = roles["train"]
     rows, test, test_from = _test_part(used, roles, seed)
     if classes:
-        _refuse_missing(used[train], used[test.split], classes)
+        _refuse_missing({role: used[split] for role, split in ({"test": test.split} | roles).items()}, classes)
     test = Part(test.split, random_rows(test.rows, config.max_test, generator(seed, "max_test")))
     rows = random_rows(rows, config.max_train, generator(seed, "max_train"))
     if len(rows) < (num_classes := len(used[train].unique())):
@@ -150,15 +150,16 @@ def _percent(share: float) -> str:
     return f"{100 * share:.4g}%"
 
 
-def _refuse_missing(train: Tensor, test: Tensor, classes: tuple[str, ...]) -> None:
-    seen = {"train": set(train.unique().tolist()), "test": set(test.unique().tolist())}
+def _refuse_missing(labels: Mapping[str, Tensor], classes: tuple[str, ...]) -> None:
+    """Refuse a single class, one that is never trained, and one that is never tested."""
+    seen = {name: set(values.unique().tolist()) for name, values in labels.items()}
     if len(seen["train"] | seen["test"]) < 2:
         raise DataError(f"All images are of one class ({_listed(seen['train'], classes)}). Expected at least two.")
-    for name, other in (("train", "test"), ("test", "train")):
-        if missing := seen[other] - seen[name]:
+    for name, other in (("train", "test"), ("train", "validation"), ("test", "train")):
+        if missing := seen.get(other, set()) - seen[name]:
             raise DataError(
                 f"The {name} split has no image of {_listed(missing, classes)}, which the {other} split has. "
-                "Expected each class in both; add images, or remove the class."
+                f"Expected each class of {other} in {name}; add images, or remove the class."
             )
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def is_image(name: str) -> bool:
 
 
 def _ending(name: str) -> str:
-    match = re.search(r".(\.[a-z][a-z0-9]{0,6})$", name.lower())
+    match = re.search(r".(\.[a-z][a-z0-9]{0,11})$", name.lower())
     return match[1] if match else ""
 
 
@@ -71,11 +72,11 @@ def walk(root: Path, *, follow_links: bool) -> Found:
     pending = [""]
     while pending:
         place = pending.pop()
-        for entry in sorted(os.scandir(root / place), key=lambda entry: entry.name):
+        for entry in _entries(found, root, place):
             path = f"{place}/{entry.name}" if place else entry.name
             if entry.name.startswith(".") or entry.name.lower() in JUNK:
                 found.ignored["hidden" if entry.name.startswith(".") else entry.name] += 1
-            elif entry.is_dir(follow_symlinks=follow_links):
+            elif _can(entry.is_dir, follow_symlinks=follow_links):
                 if entry.is_symlink() and (target := os.path.realpath(entry.path)) in entered:
                     found.refused.append((path, f"a link to a folder that is read already ({target})"))
                     continue
@@ -87,10 +88,27 @@ def walk(root: Path, *, follow_links: bool) -> Found:
     return found
 
 
+def _entries(found: Found, root: Path, place: str) -> list[os.DirEntry[str]]:
+    """List a folder by name; one that cannot be listed is refused."""
+    try:
+        return sorted(os.scandir(root / place), key=lambda entry: entry.name)
+    except OSError as error:
+        found.refused.append((place or ".", f"cannot be read ({error.strerror})"))
+        return []
+
+
+def _can(question: Callable[..., bool], **options: bool) -> bool:
+    """Answer a question about an entry; none that leads nowhere, such as a link to itself, is anything."""
+    try:
+        return question(**options)
+    except OSError:
+        return False
+
+
 def _sort_file(found: Found, entry: os.DirEntry[str], path: str, root: Path, follow_links: bool) -> None:
     if not is_image(entry.name):
         found.ignored[_ending(entry.name)] += 1
-    elif not entry.is_file() or (entry.is_symlink() and not follow_links and not _is_inside(entry.path, root)):
+    elif not _can(entry.is_file) or (entry.is_symlink() and not follow_links and not _is_inside(entry.path, root)):
         found.refused.append((path, NOT_INSIDE))
     else:
         found.images.append(path)
