@@ -21,7 +21,7 @@ def test_pictures_in_two_sets_are_counted(root):
 
 
 def test_they_are_left_out_of_train_if_asked(root):
-    fill(root, ("val",), classes=("cow", "ant", "cat2"), count=1, first=200)
+    fill(root, ("val",), classes=("cat10", "ant", "cat2"), count=1, first=200)
     data = load(root, drop_duplicates=True)
     assert len(data.train) == 24
     assert not set(levels(data.train)) & set(levels(data.test))

@@ -88,6 +88,20 @@ def test_a_missing_part_of_a_set_is_noticed(tmp_path):
         group_files(files, tmp_path, None)
 
 
+def test_a_set_that_is_there_twice_is_noticed(tmp_path):
+    files = [tmp_path / name for name in ("train-0-of-1.parquet", "train-0-of-2.parquet", "train-1-of-2.parquet")]
+    with pytest.raises(DataError, match="train: is there as 1 files and as 2 files"):
+        group_files(files, tmp_path, None)
+
+
+def test_numbers_left_out_are_said(tmp_path):
+    files = [tmp_path / f"train-{i:06}.tar" for i in (0, 1, 3, 7)]
+    assert group_files(files, tmp_path, None)[1] == (
+        "Files 'train-' are numbered 0 to 7, but 4 are not here, the first 2.",
+    )
+    assert group_files(files[:2], tmp_path, None)[1] == ()
+
+
 def test_files_that_name_no_split_are_pooled_with_a_word(tmp_path):
     files = [tmp_path / name for name in ("2024.parquet", "cats.parquet", "dogs.parquet")]
     splits, notes = group_files(files[1:], tmp_path, None)

@@ -59,6 +59,20 @@ def test_parquet_without_metadata(tmp_path):
     assert load(tmp_path).train.classes == ("b9", "b10")
 
 
+@pytest.mark.parametrize(
+    ("more", "classes"),
+    [
+        ({"label": [0, 1] * 10, "id": range(20), "name": ["cat", "dog"] * 10}, ("0", "1")),
+        ({"Class": ["a", "b"] * 10, "width": [4] * 20}, ("a", "b")),
+        ({"species": ["a", "b"] * 10, "split": ["train"] * 20}, ("a", "b")),
+        ({"split": ["train"] * 20}, ()),
+    ],
+)
+def test_a_column_is_taken_for_labels_by_its_name_or_where_it_is_the_only_one(tmp_path, more, classes):
+    save(tmp_path / "set.parquet", table([picture(i) for i in range(20)], None, **more))
+    assert load(tmp_path).train.classes == classes
+
+
 def test_columns_are_chosen_by_name(tmp_path):
     features = {**PETS, "coarse": {"_type": "ClassLabel", "names": ["x", "y", "z"]}}
     built = table([picture(i) for i in range(20)], [i % 2 for i in range(20)], features, coarse=[0, 1, 2, 0] * 5)
@@ -84,6 +98,12 @@ def test_columns_are_chosen_by_name(tmp_path):
         (table([], [], PETS), "expected|Expected"),
         (table([picture(0)] * 4, [0.5, 1, 0, 1]), "row 0 holds 0.5, expected a whole number"),
         (table([picture(0)] * 4, [0, 1, 0, 1]).drop_columns("img"), "no column may be the image column"),
+        (table([picture(0)] * 4, None, age=[1, 2] * 2, kind=["a", "b"] * 2), "2 columns may be the label column"),
+        (table([picture(0)] * 4, [{"name": "cat"}] * 4), r"label \(struct<name: string>\) cannot be read as labels"),
+        (table([picture(0)] * 4, [0, 1] * 2, split=["train", "train", "test", "x"]), "names the splits train, test, x"),
+        (table([picture(0)] * 4, ["", "dog"] * 2), "Class names are empty or cannot be printed: ''"),
+        (table([picture(0)] * 4, ["\x1b[31m", "dog"] * 2), r"cannot be printed: '\\x1b\[31m'"),
+        (table([picture(i) for i in range(20)], None, id=range(20)), "20 classes are too few.*or are the labels ids"),
         (table([], []).replace_schema_metadata({"huggingface": "[broken"}), "cannot be read"),
         (table([], []).replace_schema_metadata({"huggingface": "[1]"}), "cannot be read"),
     ],
@@ -94,11 +114,28 @@ def test_unusable_tables_are_refused(tmp_path, built, message):
         load(tmp_path)
 
 
+def test_parts_may_be_empty_or_without_labels(tmp_path):
+    import pyarrow as pa
+
+    save(tmp_path / "TRAIN-0.PARQUET", pets(0, 20))
+    save(tmp_path / "TRAIN-1.PARQUET", pets(0, 0))
+    save(tmp_path / "TEST.PARQUET", table([picture(i) for i in range(100, 110)], pa.nulls(10, pa.int64()), PETS))
+    data = load(tmp_path)
+    assert len(data.train) + len(data.validation) + len(data.test) == 20
+    assert "Split 'test' (10 images) has no labels and is not used." in data.notes
+
+
+def test_names_that_differ_in_case_or_spaces_only_are_said(tmp_path):
+    save(tmp_path / "set.parquet", table([picture(i) for i in range(40)], ["cat", "Cat", "dog", "dog "] * 10))
+    said = "Classes differ in case or spaces only and are kept apart: 'Cat', 'cat'; 'dog', 'dog '."
+    assert said in load(tmp_path).notes
+
+
 def test_files_that_disagree_are_refused(tmp_path):
     save(tmp_path / "train.parquet", pets(0, 20))
     other = {**PETS, "label": {"_type": "ClassLabel", "names": ["dog", "cat"]}}
     save(tmp_path / "test.parquet", table([picture(0)] * 4, [0, 1] * 2, other))
-    with pytest.raises(DataError, match="differ between its files"):
+    with pytest.raises(DataError, match=r"differ between its files: .*2 classes \(dog, cat\).*2 classes \(cat, dog\)"):
         load(tmp_path)
 
 

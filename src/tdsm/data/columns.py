@@ -14,6 +14,18 @@ import numpy as np
 from tdsm.base.errors import DataError, UsageError
 from tdsm.data.config import DataConfig
 from tdsm.data.decode import Encoded
+from tdsm.data.names import split_name
+from tdsm.data.source import unlabelled
+
+LABELS = ("label", "labels", "target", "targets", "class", "category", "y")
+SPLITS = (
+    "split",
+    "subset",
+    "partition",
+    "fold",
+    "set",
+    "usage",
+)  # say of a row in which set it is, never what it shows
 
 
 class Columns(NamedTuple):
@@ -25,10 +37,11 @@ class Columns(NamedTuple):
 
 
 def find_columns(schema: Any, config: DataConfig, where: str) -> Columns:
-    """Pick the columns the config names, or the only ones that fit.
+    """Pick the columns the config names, or the only ones that can be meant.
 
-    Labels are looked for among class labels first, then dictionaries, integers, strings, truth values, lists (of one)
-    and floats (whole). A table that has none of these is without labels.
+    The labels are the one column that the metadata call class labels, else the one that is called so (label, class,
+    ...), else the only one of dictionaries, integers, strings, truth values, lists (of one) or floats (whole). A table
+    that has none of these is without labels.
 
     Raises:
         DataError: If no column fits, or several do.
@@ -37,12 +50,15 @@ def find_columns(schema: Any, config: DataConfig, where: str) -> Columns:
     features = _features(schema, where)
     kinds = {field.name: features.get(field.name, {}).get("_type") for field in schema}
     images = [f.name for f in schema if kinds[f.name] == "Image" or _holds_bytes(f.type)]
-    tiers = _label_tiers(schema, features)
+    described = [name for name, feature in features.items() if name in schema.names and _class_label(feature)]
+    possible = [f.name for f in schema if f.name in described or _may_hold_labels(f.type)]
     seen = ", ".join(f"{f.name} ({kinds[f.name] or f.type})" for f in schema)
     image = _pick("image", config.image_column, images, images, seen, where)
-    if not any(tiers) and config.label_column is None:
+    called = [name for name in possible if name.lower() in LABELS]
+    likely = described or called or [name for name in possible if name.lower() not in SPLITS]
+    if config.label_column is None and not likely:
+        _refuse_labels_of_another_kind(schema, where)
         return Columns(image, None, None)
-    likely, possible = next(filter(None, tiers), []), [name for tier in tiers for name in tier]
     label = _pick("label", config.label_column, likely, possible, seen, where)
     names = _class_label(features.get(label, {})).get("names")
     return Columns(image, label, tuple(map(str, names)) if isinstance(names, list) and names else None)
@@ -56,27 +72,51 @@ def common_columns(found: Iterable[Columns], where: str) -> Columns:
     """
     found = list(found)
     labelled = [columns for columns in found if columns.label is not None] or found
-    if any(columns != labelled[0] for columns in labelled) or len({columns.image for columns in found}) > 1:
-        raise DataError(f"{where}: columns or class names differ between its files, expected the same in all.")
-    return labelled[0]
+    first = labelled[0]
+    for other in (*labelled, *found):
+        if other.image != first.image or (other in labelled and other != first):
+            raise DataError(
+                f"{where}: columns or class names differ between its files: {_said(first)}; {_said(other)}. Expected "
+                "the same in all."
+            )
+    return first
 
 
-def _label_tiers(schema: Any, features: dict[str, Any]) -> list[list[str]]:
-    """List the columns that may hold labels, the likelier kinds first."""
+def _said(columns: Columns) -> str:
+    names = columns.classes or ()
+    classes = f", {len(names)} classes ({', '.join(names[:3])}{', ...' * (len(names) > 3)})" if names else ""
+    return f"images in {columns.image!r}, labels in {columns.label!r}{classes}"
+
+
+def _may_hold_labels(kind: Any) -> bool:
     from pyarrow import types
 
-    def all_of(*kinds: Any) -> list[str]:
-        return [field.name for field in schema if any(is_kind(field.type) for is_kind in kinds)]
+    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    is_number = types.is_integer(kind) or types.is_boolean(kind) or types.is_floating(kind)
+    is_list = any(is_kind(kind) for is_kind in _list_kinds()) and not _holds_bytes(kind.value_type)
+    return is_text or is_number or is_list or types.is_dictionary(kind)
 
-    return [
-        [name for name, feature in features.items() if name in schema.names and _class_label(feature)],
-        all_of(types.is_dictionary),
-        all_of(types.is_integer),
-        all_of(types.is_string, types.is_large_string, types.is_string_view),
-        all_of(types.is_boolean),
-        [name for name in all_of(*_list_kinds()) if not _holds_bytes(schema.field(name).type.value_type)],
-        all_of(types.is_floating),
-    ]
+
+def _refuse_labels_of_another_kind(schema: Any, where: str) -> None:
+    from pyarrow import types
+
+    if odd := [f"{f.name} ({f.type})" for f in schema if f.name.lower() in LABELS and not types.is_null(f.type)]:
+        raise DataError(f"{where}: {', '.join(odd)} cannot be read as labels, expected integers or strings.")
+
+
+def refuse_splits(column: Any, name: str) -> None:
+    """Refuse a column that says of the rows of one split that they are of several."""
+    found = [str(value) for value in column.unique().to_pylist()]
+    if len(found) > 1 and any(split_name(value).role for value in found):
+        raise DataError(
+            f"{name}: names the splits {', '.join(found[:5])} within one. Write the rows of each to files of their "
+            "own, such as train.parquet and test.parquet."
+        )
+
+
+def split_columns(schema: Any, columns: Columns) -> list[str]:
+    """Name the columns that may say in which split a row is."""
+    return [name for name in schema.names if name.lower() in SPLITS and name != columns.label]
 
 
 def _list_kinds() -> tuple[Any, ...]:
@@ -120,13 +160,16 @@ def _pick(role: str, wanted: str | None, likely: list[str], possible: list[str],
 def label_values(column: Any, name: str) -> np.ndarray:
     """Return a label column as integers or strings.
 
-    Dictionaries and lists of one are taken apart, truth values become the classes false and true.
+    Dictionaries and lists of one are taken apart, truth values become the classes false and true. A column of nothing
+    but nulls is one without labels.
 
     Raises:
-        DataError: If labels are missing, lists hold more or less than one, or floats are not whole.
+        DataError: If some labels are missing, lists hold more or less than one, or floats are not whole.
     """
     from pyarrow import compute, types
 
+    if column.null_count == len(column):
+        return unlabelled(len(column))
     if column.null_count:
         raise DataError(f"{name}: {column.null_count} labels are missing, expected one for each image.")
     if any(is_kind(column.type) for is_kind in _list_kinds()):

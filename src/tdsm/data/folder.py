@@ -175,7 +175,7 @@ def _class_images(found: Found, root: Path, folder: str) -> list[Image]:
     held = [Image(path, label[0]) for path in images if len(label := path[len(start) :].split("/")) > 1]
     if not held:
         return [Image(path, None) for path in images]
-    _refuse_names(classes, {image.label for image in held}, root / start)
+    _refuse_empty(classes, {image.label for image in held}, root / start)
     _refuse_other_readings(held, start, root / start)
     return held
 
@@ -206,11 +206,7 @@ def _refuse_other_readings(images: list[Image], start: str, folder: Path) -> Non
         )
 
 
-def _refuse_names(classes: list[str], filled: set[str | None], folder: Path) -> None:
-    if unprintable := [ascii(name) for name in classes if not name.isprintable()]:
-        raise DataError(
-            f"{folder}: class names cannot be printed: {', '.join(unprintable[:MAX_LISTED])}. Rename these folders."
-        )
+def _refuse_empty(classes: list[str], filled: set[str | None], folder: Path) -> None:
     if empty := [name for name in classes if name not in filled]:
         raise DataError(f"{folder}: class folders without images: {empty[:MAX_LISTED]}. Fill or remove them.")
 

@@ -43,6 +43,6 @@ def layout(root: Path) -> str:
 
 
 def _kind(name: str) -> str:
-    if name.endswith((".parquet", ".tar")):
-        return name.rpartition(".")[2]
+    if name.lower().endswith((".parquet", ".tar")):
+        return name.lower().rpartition(".")[2]
     return "idx" if IDX.fullmatch(name) else "folder" if is_image(name) and "." in name else ""

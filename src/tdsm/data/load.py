@@ -74,7 +74,14 @@ def load_data(config: DataConfig, seed: int, progress: Progress | None = None, d
     _refuse_empty(sets)
     absent = [note for name, part in sets.items() for note in absent_classes(name, part.labels, part.classes)]
     skipped = (*source.skipped, *said.bad)
-    notes = [*source.notes, *notes, *_unlabelled_note(source), *absent, *_skipped_note(skipped)]
+    notes = [
+        *source.notes,
+        *notes,
+        *_unlabelled_note(source),
+        *_alike_note(source.classes),
+        *absent,
+        *_skipped_note(skipped),
+    ]
     notes += [*shared, *_decode_notes(said.facts, source)]
     return Data(**sets, name=_name(kind, where), notes=tuple(notes), skipped=skipped)
 
@@ -110,8 +117,8 @@ def resolve(source: str) -> tuple[str, str]:
     path = Path(source)
     if source and path.is_dir():
         return layout(path), source
-    if path.is_file() and path.suffix in (".npz", ".parquet", ".tar"):
-        return path.suffix[1:], source
+    if path.is_file() and (ending := path.suffix.lower()) in (".npz", ".parquet", ".tar"):
+        return ending[1:], source
     if "/" in source and not colon and not path.exists():
         return "hub", source
     near = difflib.get_close_matches(kind, SOURCES, n=1)
@@ -151,6 +158,15 @@ def _those(images: ImageSet, part: Part) -> ImageSet:
 
 def _unlabelled_note(source: Source) -> list[str]:
     return [] if source.classes else ["The images have no labels: a field can be trained and analysed, not classified."]
+
+
+def _alike_note(classes: tuple[str, ...]) -> list[str]:
+    """Say which classes may be one, written in two ways."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(" ".join(name.casefold().split()), []).append(name)
+    pairs = "; ".join(", ".join(map(repr, names)) for names in alike.values() if len(names) > 1)
+    return [f"Classes differ in case or spaces only and are kept apart: {pairs}."] if pairs else []
 
 
 def _skipped_note(skipped: tuple[tuple[str, str], ...]) -> list[str]:

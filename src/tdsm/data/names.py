@@ -169,6 +169,7 @@ def group_files(files: Iterable[Path], root: Path, wanted: str | None) -> tuple[
     located = {file: place for file, place in located.items() if place.config == config}
     _refuse_gaps(list(located))
     notes = (f"Config {config!r} was chosen of {', '.join(configs)}.",) if len(configs) > 1 else ()
+    notes += _gaps(list(located))
     named = list(dict.fromkeys(place.split for place in located.values()))
     if not any(place.has_role for place in located.values()):
         pooled = f"No file names a split; these are read together as train: {', '.join(named)}."
@@ -180,11 +181,31 @@ def group_files(files: Iterable[Path], root: Path, wanted: str | None) -> tuple[
 
 
 def _refuse_gaps(files: list[Path]) -> None:
-    """Refuse sets of which a file numbered such as 00003-of-00005 is missing."""
-    seen: dict[tuple[str, int], set[int]] = {}
+    """Refuse sets of which a file numbered such as 00003-of-00005 is missing, or that are there twice."""
+    seen: dict[str, dict[int, set[int]]] = {}
     for file in files:
-        if match := re.search(r"[-_.](\d+)-of-(\d+)", file.name):
-            seen.setdefault((str(file.parent / file.name[: match.start()]), int(match[2])), set()).add(int(match[1]))
-    for (name, count), numbers in seen.items():
-        if len(numbers) < count:
-            raise DataError(f"{name}: {len(numbers)} of {count} files are here. Copy the others too.")
+        if match := re.search(r"[-_.](\d+)[-_.]of[-_.](\d+)", file.name):
+            totals = seen.setdefault(str(file.parent / file.name[: match.start()]), {})
+            totals.setdefault(int(match[2]), set()).add(int(match[1]))
+    for name, totals in seen.items():
+        if len(totals) > 1:
+            listed = " and as ".join(f"{count} files" for count in sorted(totals))
+            raise DataError(f"{name}: is there as {listed}. Expected one of these sets; remove the others.")
+        for count, numbers in totals.items():
+            if len(numbers) < count:
+                raise DataError(f"{name}: {len(numbers)} of {count} files are here. Copy the others too.")
+
+
+def _gaps(files: list[Path]) -> tuple[str, ...]:
+    """Say in notes which numbers are left out where files are numbered such as 0003 without saying of how many."""
+    seen: dict[str, set[int]] = {}
+    for file in files:
+        if match := re.fullmatch(r"(.*?)(\d{4,})\.\D*", file.name):
+            seen.setdefault(match[1] or file.parent.name, set()).add(int(match[2]))
+    gaps = {name: sorted(set(range(min(found), max(found))) - found) for name, found in seen.items()}
+    return tuple(
+        f"Files {name!r} are numbered {min(seen[name])} to {max(seen[name])}, but {len(gap)} are not here, the first "
+        f"{gap[0]}."
+        for name, gap in gaps.items()
+        if gap
+    )

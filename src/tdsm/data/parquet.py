@@ -8,11 +8,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tdsm.base.errors import DataError, TdsmError
-from tdsm.data.columns import Columns, cells, common_columns, find_columns, label_values
+from tdsm.data.columns import (
+    Columns,
+    cells,
+    common_columns,
+    find_columns,
+    label_values,
+    refuse_splits,
+    split_columns,
+)
 from tdsm.data.config import DataConfig
 from tdsm.data.decode import Encoded
 from tdsm.data.names import DEFAULT, choose_config, group_files
 from tdsm.data.source import Fetch, Source, encode_labels, unlabelled
+from tdsm.data.walk import visible_files
 
 
 class File(NamedTuple):
@@ -49,14 +58,9 @@ def _split_files(path: Path, config: DataConfig) -> tuple[dict[str, list[Path]],
     if path.is_file():
         choose_config([DEFAULT], config.config, str(path))
         return {"train": [path]}, ()
-    found = [file for file in path.rglob("*.parquet") if not _is_hidden(file.relative_to(path))]
-    if not found:
+    if not (found := visible_files(path, ".parquet")):
         raise DataError(f"{path}: no .parquet files here.")
     return group_files(found, path, config.config)
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _open(path: Path, config: DataConfig, where: str) -> File:
@@ -82,7 +86,9 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _labels(files: list[File], where: str) -> np.ndarray:
     """Read the labels of a split's files one after the other."""
-    values = [_file_labels(file) for file in files]
+    for name in split_columns(files[0].table.schema_arrow, files[0].columns):
+        refuse_splits(_column(files, name), f"{where}: {name}")
+    values = [_file_labels(file) for file in files if file.table.metadata.num_rows] or [unlabelled(0)]
     if len({labels.dtype.kind == "U" for labels in values}) > 1:
         raise DataError(f"{where}: labels are integers in one file and strings in another, expected one kind.")
     return np.concatenate(values)
@@ -91,9 +97,19 @@ def _labels(files: list[File], where: str) -> np.ndarray:
 def _file_labels(file: File) -> np.ndarray:
     if file.columns.label is None:
         return unlabelled(file.table.metadata.num_rows)
-    with _reading(file.path):
-        column = file.table.read([file.columns.label]).column(file.columns.label)
-        return label_values(column, f"{file.path}: {file.columns.label}")
+    return label_values(_column([file], file.columns.label), f"{file.path}: {file.columns.label}")
+
+
+def _column(files: list[File], name: str) -> Any:
+    """Read one column of files that all have it."""
+    import pyarrow as pa
+
+    chunks = []
+    for file in files:
+        with _reading(file.path):
+            chunks += file.table.read([name]).column(name).chunks
+    with _reading(files[0].path):
+        return pa.chunked_array(chunks)
 
 
 def _fetch(files: list[File], column: str) -> Fetch:

@@ -5,7 +5,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from tdsm.base.errors import DataError, ResourceError, UsageError
-from tdsm.data.columns import Columns, cells, common_columns, find_columns, label_values
+from tdsm.data.columns import (
+    Columns,
+    cells,
+    common_columns,
+    find_columns,
+    label_values,
+    refuse_splits,
+    split_columns,
+)
 from tdsm.data.config import DataConfig
 from tdsm.data.decode import Encoded
 from tdsm.data.source import Fetch, Source, encode_labels, unlabelled
@@ -62,6 +70,8 @@ def _source(dataset: Any, config: DataConfig, where: str, *, may_read_paths: boo
 
 
 def _labels(table: Any, columns: Columns, where: str) -> Any:
+    for name in split_columns(table.features.arrow_schema, columns):
+        refuse_splits(table.select_columns([name])[:].column(name), f"{where}: {name}")
     if columns.label is None:
         return unlabelled(table.num_rows)
     return label_values(table.select_columns([columns.label])[:].column(columns.label), f"{where}: {columns.label}")

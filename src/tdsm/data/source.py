@@ -1,6 +1,7 @@
 """What every loader returns: labels at once, images when they are asked for."""
 
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,14 +54,14 @@ def encode_labels(
         names: Class names when `values` are already positions among them.
 
     Raises:
-        DataError: If labels are neither, negative in part, or beyond `names`, or two names are the same.
+        DataError: If labels are neither, negative in part, or beyond `names`, or a name is empty, cannot be printed, or
+            is there twice.
     """
     labelled = {split: labels for split, labels in values.items() if not _is_unlabelled(labels)}
     for split, labels in labelled.items():
         _refuse_unfit(split, labels, names)
     classes = tuple(map(_composed, names)) if names is not None else _distinct(labelled)
-    if repeated := sorted({name for name in classes if classes.count(name) > 1}):
-        raise DataError(f"Class names repeat: {', '.join(repeated[:5])}. Expected each class once.")
+    _refuse_names(classes)
     if names is None:
         labelled = {split: _positions(labels, classes) for split, labels in labelled.items()}
     encoded = {split: labelled.get(split, labels).astype(np.int64) for split, labels in values.items()}
@@ -78,6 +79,13 @@ def _is_unlabelled(labels: np.ndarray) -> bool:
 
 def _composed(name: object) -> str:
     return unicodedata.normalize("NFC", str(name))
+
+
+def _refuse_names(classes: tuple[str, ...]) -> None:
+    if odd := [ascii(name) for name in classes if not name.strip() or not name.isprintable()]:
+        raise DataError(f"Class names are empty or cannot be printed: {', '.join(odd[:5])}. Rename these classes.")
+    if repeated := sorted(name for name, count in Counter(classes).items() if count > 1):
+        raise DataError(f"Class names repeat: {', '.join(repeated[:5])}. Expected each class once.")
 
 
 def _distinct(values: Mapping[str, np.ndarray]) -> tuple[str, ...]:

@@ -121,7 +121,10 @@ def _test_part(labels: Mapping[str, Tensor], roles: Mapping[str, str], seed: int
         return rows, Part(roles["test"], torch.arange(len(labels[roles["test"]]))), repr(roles["test"])
     kept, held = stratified_holdout(labels[roles["train"]].clamp(min=0), HELD_OUT_TEST, generator(seed, "test"))
     if not len(held):
-        raise DataError(f"{len(rows)} images are too few to hold out {HELD_OUT_TEST:.0%} of each class as test.")
+        raise DataError(
+            f"{len(rows)} images of {len(labels[roles['train']].unique())} classes are too few to hold out "
+            f"{HELD_OUT_TEST:.0%} of each class as test. Expected several images of each class; or are the labels ids?"
+        )
     said = f"{_percent(HELD_OUT_TEST)} of {roles['train']!r}, held out by seed {seed}"
     way_out = "; test_split makes another its test set" if "validation" in roles else ""
     return kept, Part(roles["train"], held), f"{said}, since the source has no test split{way_out}"

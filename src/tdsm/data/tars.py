@@ -16,7 +16,7 @@ from tdsm.data.config import DataConfig
 from tdsm.data.decode import Encoded, refuse_bad
 from tdsm.data.names import DEFAULT, choose_config, group_files
 from tdsm.data.source import Fetch, Source, encode_labels, unlabelled
-from tdsm.data.walk import ENDINGS
+from tdsm.data.walk import ENDINGS, visible_files
 
 LABEL_KEYS = ("label", "cls", "class")
 MAX_LABEL = 2**16  # bytes of a .cls or .json member
@@ -65,8 +65,7 @@ def _split_files(path: Path, config: DataConfig) -> tuple[dict[str, list[Path]],
     if path.is_file():
         choose_config([DEFAULT], config.config, str(path))
         return {"train": [path]}, ()
-    found = [p for p in path.rglob("*.tar") if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-    if not found:
+    if not (found := visible_files(path, ".tar")):
         raise DataError(f"{path}: no .tar files here.")
     return group_files(found, path, config.config)
 

@@ -48,6 +48,12 @@ class Found:
         return (f"{total} files that are no images were ignored: {self.listed()}.",) if total else ()
 
 
+def visible_files(root: Path, ending: str = "") -> list[Path]:
+    """List the files below a folder that are not hidden and whose names end so, in any case."""
+    found = (path for path in root.rglob("*") if path.name.lower().endswith(ending) and path.is_file())
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+
+
 def is_image(name: str) -> bool:
     """Tell by its ending whether a file is to be read as an image; one without an ending is.
 
