@@ -13,7 +13,7 @@ from tests.samples import assert_sound, levels, load, write
 
 from tdsm.base.errors import DataError
 
-LEVELS = np.arange(40 * 3 * 5, dtype=np.int64).reshape(40, 3, 5).astype(np.uint8)
+LEVELS = np.arange(40 * 4 * 5, dtype=np.int64).reshape(40, 4, 5).astype(np.uint8)
 TWO = np.arange(40) % 2
 
 
@@ -37,8 +37,15 @@ def test_npz_of_two_splits_with_string_labels(tmp_path):
     data = load(npz(tmp_path, train_images=colour, train_labels=names, test_images=colour[:9], test_labels=names[:9]))
     assert_sound(data)
     assert data.train.classes == ("cat", "dog")
-    assert data.test.images.shape == (9, 3, 3, 5)
+    assert data.test.images.shape == (9, 3, 4, 5)
     assert data.test.labels.tolist() == [1, 0] * 4 + [1]
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_npz_with_channels_first(tmp_path, depth):
+    colour = np.stack([LEVELS + i for i in range(depth)], axis=1)
+    data = load(npz(tmp_path, X=colour, Y=TWO))
+    assert torch.equal(data.train.images, torch.from_numpy(colour)[data.train.ids])
 
 
 def test_npz_floats_are_rounded(tmp_path):
@@ -59,6 +66,7 @@ def test_npz_floats_are_rounded(tmp_path):
         ({"images": LEVELS.astype(int), "labels": TWO}, "int64, expected uint8"),
         ({"images": LEVELS[0], "labels": TWO[:3]}, "shape"),
         ({"images": np.zeros((40, 4, 4, 2), np.uint8), "labels": TWO}, "1 or 3"),
+        ({"images": np.zeros((40, 3, 32, 3), np.uint8), "labels": TWO}, "may be the second or the last axis"),
         ({"images": LEVELS, "labels": TWO / 2}, "float64"),
         ({"images": LEVELS, "labels": TWO - 1}, "-1 marks unlabelled"),
         ({"images": LEVELS, "labels": TWO.astype(object)}, "refused"),
@@ -97,7 +105,8 @@ def test_medmnist(tmp_path):
     assert levels(data.validation) == list(range(100, 120))
     assert levels(data.test) == list(range(200, 220))
     assert data.test.labels.tolist() == [0, 1] * 10
-    assert data.notes == ("Train is 'train'; validation is 'val'; test is 'test'.",)
+    assert data.notes[-1] == "Train is 'train'; validation is 'val'; test is 'test'."
+    assert data.notes[0] == "The highest level of train is 19, white is 255: the images are dark, or not scaled to it."
 
 
 def test_keras(tmp_path):

@@ -198,6 +198,19 @@ GOOD = {
     "png with a colour profile of 3 MiB": (png(GREY_ROWS, 8, 0, [PROFILE]), GREY, set(), 0),
     "png with a packed text of 3 MiB": (png(GREY_ROWS, 8, 0, [LONG_TEXT]), GREY, set(), 0),
     "png with a text of 3 MiB": (png(GREY_ROWS, 8, 0, [PLAIN_TEXT]), GREY, set(), 0),
+    "png 16 bit grey that uses 12": (
+        file(np.array([[0, 1000, 4095]], np.uint16)),
+        np.array([[0, 4, 16]]),
+        {"dim"},
+        0,
+    ),
+    "jpeg of another colour space": (
+        file(np.full((16, 16, 3), 90, np.uint8), "JPEG", icc_profile=b"Display P3"),
+        np.full((16, 16, 3), 90),
+        {"jpeg", "profile"},
+        1,
+    ),
+    "png of the usual colour space": (file(RGB, icc_profile=b"sRGB IEC61966"), RGB, set(), 0),
     "one pixel": (file(np.array([[7]], np.uint8)), np.array([[7]]), set(), 0),
     "wrong ending is no matter": (file(GREY, "BMP"), GREY, set(), 0),
 }
@@ -227,6 +240,13 @@ BAD = {
     "png of two frames": (file(GREY, **TWO_FRAMES), "2 frames"),
     "tiff of two pages": (file(GREY, "TIFF", **TWO_FRAMES), "2 frames"),
     "tiff float": (file(GREY.astype(np.float32), "TIFF"), "32-bit"),
+    "tiff of signed numbers": (
+        tiff(GREY_ROWS, 5, 8, False).replace(struct.pack("<HHII", 277, 4, 1, 1), struct.pack("<HHII", 339, 4, 1, 2)),
+        "signed numbers or floats",
+    ),
+    "tiff of 10 bits": (tiff(GREY_ROWS, 4, 10, False), "is a TIFF that is truncated, or of a kind"),
+    "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+    "a web page": (b"\n<!DOCTYPE html><html>404</html>", "is a web page"),
     "tiff 32 bit": (file(WIDE.astype(np.int32), "TIFF"), "32-bit"),
     "tiff 32 bit, turned": (file(WIDE.astype(np.int32), "TIFF", exif=exif(6)), "32-bit"),
     "png 16 bit colour, one transparent": (

@@ -80,15 +80,36 @@ def test_packed_files_that_are_damaged_are_refused(tmp_path):
             load(tmp_path)
 
 
-def test_images_need_their_labels(tmp_path):
+def test_labels_need_their_images_and_images_may_be_without(tmp_path):
     put(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte").unlink()
-    with pytest.raises(DataError, match=r"\['train'\] have images or labels only"):
-        load(tmp_path)
-
-
-def test_a_part_that_is_there_twice_is_refused(tmp_path):
+    assert not load(tmp_path).has_labels
     put(tmp_path)
-    put(tmp_path, pack=gzip.compress, ending=".gz")
-    with pytest.raises(DataError, match="is the same part"):
+    (tmp_path / "train-images-idx3-ubyte").unlink()
+    with pytest.raises(DataError, match=r"\['train'\] have labels only"):
         load(tmp_path)
+
+
+def test_a_part_that_is_there_twice_is_read_once_if_both_are_the_same(tmp_path):
+    """As torchvision leaves MNIST/raw: files as they were downloaded, and unpacked."""
+    put(tmp_path / "MNIST" / "raw")
+    put(tmp_path / "MNIST" / "raw", "TRAIN-IMAGES-IDX3-UBYTE".lower(), pack=gzip.compress, ending=".GZ")
+    data = load(tmp_path)
+    assert len(data.train) + len(data.validation) + len(data.test) == 40
+    assert "train-images-idx3-ubyte, train-images-idx3-ubyte.GZ hold the same and were read once." in data.notes
+    put(tmp_path / "MNIST" / "raw", pack=gzip.compress, ending=".GZ", images=255 - IMAGES)
+    with pytest.raises(DataError, match=r"GZ: train-images-idx3-ubyte is the same part and holds something else"):
+        load(tmp_path)
+
+
+def test_folders_called_as_the_files_in_them_are_entered(tmp_path):
+    put(tmp_path / "train-images-idx3-ubyte")
+    (tmp_path / "train-labels-idx1-ubyte").mkdir()
+    lies = tmp_path / "train-images-idx3-ubyte" / "train-labels-idx1-ubyte"
+    lies.rename(tmp_path / "train-labels-idx1-ubyte" / lies.name)
+    assert load(tmp_path).train.classes == ("0", "1")
+
+
+def test_images_of_emnist_are_said_to_be_mirrored(tmp_path):
+    put(tmp_path, "emnist-letters-train-images-idx3-ubyte")
+    assert any("mirrored at its diagonal" in note for note in load(tmp_path).notes)

@@ -56,6 +56,22 @@ def test_tars_without_labels(tmp_path):
     assert levels(data.train) == data.train.ids.tolist()
 
 
+def test_labels_of_minus_one_are_none(tmp_path):
+    assert not load(tar(tmp_path / "set.tar", samples(0, 40, lambda i: (".cls", b"-1")))).has_labels
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([(f"{c}/{i}.png", picture(i)) for c in ("ant", "bee") for i in range(9)], r"in 2 folders \(ant, bee\)"),
+        ([(f"{i}.img.png", picture(i)) for i in range(9)], r"no images in its tars \(seen: 9 \.img\.png"),
+    ],
+)
+def test_tars_of_another_layout_are_refused(tmp_path, members, message):
+    with pytest.raises(DataError, match=message):
+        load(tar(tmp_path / "set.tar", members))
+
+
 def test_what_is_no_sample_is_counted_and_nothing_is_unpacked(tmp_path, monkeypatch):
     path = tmp_path / "here" / "set.tar"
     tar(

@@ -15,6 +15,7 @@ WHAT = {
     **dict.fromkeys(("images", "image", "x", "data"), "images"),
     **dict.fromkeys(("labels", "label", "y", "targets", "target"), "labels"),
 }
+DEPTHS = (1, 3)  # channels an image may have
 EXPECTED = (
     "images and labels; or SPLIT_images and SPLIT_labels with SPLIT train, val, test (MedMNIST); or x_SPLIT and "
     "y_SPLIT (Keras); and nothing else"
@@ -24,9 +25,9 @@ EXPECTED = (
 def load_npz(where: str, config: DataConfig) -> Source:
     """Load `images` and `labels`, of one split or of several, such as `train_images` or `x_train`.
 
-    Images are (samples, height, width) or (samples, height, width, 1 or 3), uint8, or floats in [0, 1] that are
-    rounded to 256 levels. Labels are integers, whole floats, truth values or strings, (samples) or (samples, 1); the
-    sorted distinct labels are the classes. Without labels the images are without.
+    Images are (samples, height, width), (samples, height, width, 1 or 3) or (samples, 1 or 3, height, width), uint8,
+    or floats in [0, 1] that are rounded to 256 levels. Labels are integers, whole floats, truth values or strings,
+    (samples) or (samples, 1); the sorted distinct labels are the classes. Without labels the images are without.
 
     Raises:
         DataError: If the file is damaged, holds objects, or other arrays than these.
@@ -76,13 +77,21 @@ def _labels(labels: np.ndarray, count: int, name: str) -> np.ndarray:
 
 
 def _checked(images: np.ndarray, name: str) -> np.ndarray:
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)) or 0 in images.shape[1:]:
+    """Return images (samples, height, width) or (samples, height, width, 3)."""
+    first, last = images.ndim == 4 and images.shape[1] in DEPTHS, images.ndim == 4 and images.shape[3] in DEPTHS
+    if 0 in images.shape[1:] or not (images.ndim == 3 or first or last):
         raise DataError(
             f"{name} have shape {images.shape}, expected (samples, height, width) or (samples, height, width, 1 or 3)."
+        )
+    if first and last:
+        raise DataError(
+            f"{name} have shape {images.shape}, whose channels may be the second or the last axis. Save them as "
+            "(samples, height, width, 3), or as (samples, height, width) if they are grey, with no axis of 1 or 3 more."
         )
     if images.dtype.kind == "f":
         if images.size and not (images.min() >= 0 and images.max() <= 1):
             raise DataError(f"{name} run from {images.min()} to {images.max()}, expected floats within 0..1 or uint8.")
     elif images.dtype != np.uint8:
         raise DataError(f"{name} are {images.dtype}, expected uint8 (0..255) or floats within 0..1. Convert them.")
+    images = np.moveaxis(images, 1, -1) if first else images
     return images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images

@@ -35,12 +35,16 @@ DAMAGE = (
     *(RuntimeError, AssertionError, struct.error, zlib.error),
 )
 MAX_LISTED = 20
+STARTS = {"TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "PNG": (b"\x89PNG",), "JPEG": (b"\xff\xd8\xff",)}
+SAMPLE_FORMAT = 339  # the TIFF tag that says what a number is: 1 stands for a level
 
 Encoded = bytes | Path | np.ndarray | None
 FACTS = {
     "alpha": "of the images had transparency and were composited over white",
     "cmyk": "of the images were CMYK and were converted to RGB without a colour profile",
     "cut": "of the images held 16 bits a colour and were cut to 8, up to one level below rounding",
+    "dim": "of the images are stored in 16 bits and use 12 at most; if 12 were meant, they are 16 times too dark",
+    "profile": "of the images have a colour profile other than sRGB, which was not applied",
     "resized": "of the images were resized (shorter side scaled, centre kept)",
     "repeated": "of the images were grey and were repeated to three channels",
     "greyed": "of the images were in colour and were reduced to grey (luma)",
@@ -238,11 +242,23 @@ def _open(source: Encoded, facts: set[str]) -> Any:
         image.load()
         return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
-        raise Refused(f"not an image in a known format ({', '.join(FORMATS)})") from None
+        raise Refused(_unknown(data)) from None
     except Image.DecompressionBombError:
         raise Refused(f"more than {MAX_PIXELS} pixels") from None
     except DAMAGE as error:
         raise Refused(f"damaged or truncated ({type(error).__name__}: {error})") from error
+
+
+def _unknown(data: bytes) -> str:
+    """Say what bytes are that no decoder here knows."""
+    text = data[:200].lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the image itself. Fetch it: git lfs pull"
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not an image; the download went wrong"
+    if kind := next((kind for kind, starts in STARTS.items() if data.startswith(starts)), None):
+        return f"is a {kind} that is truncated, or of a kind that cannot be read"
+    return f"not an image in a known format ({', '.join(FORMATS)})"
 
 
 def _refuse_unfit(image: Any) -> None:
@@ -252,6 +268,8 @@ def _refuse_unfit(image: Any) -> None:
         raise Refused(f"holds {image.n_frames} frames, expected a single picture")
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise Refused("holds 32-bit pixels of unknown range, expected 8 or 16 bits")
+    if image.format == "TIFF" and max(image.tag_v2.get(SAMPLE_FORMAT, (1,))) > 1:
+        raise Refused("holds signed numbers or floats, expected levels from 0 on")
 
 
 def _state_levels(image: Any, data: bytes, facts: set[str]) -> None:
@@ -292,6 +310,8 @@ def _grey_or_rgb(image: Any, facts: set[str]) -> Any:
     """Return the image in Pillow's mode L or RGB."""
     from PIL import Image
 
+    if image.mode not in GREY_MODES and _has_other_profile(image.info.get("icc_profile") or b""):
+        facts.add("profile")
     mode = "L" if image.mode in GREY_MODES or _is_grey_palette(image) else "RGB"
     if image.mode.startswith("I"):
         return _eight_bits(image, facts)
@@ -306,6 +326,11 @@ def _grey_or_rgb(image: Any, facts: set[str]) -> Any:
     return image.convert(mode)
 
 
+def _has_other_profile(profile: bytes) -> bool:
+    """Tell whether a colour profile is not called sRGB, as plain text or in UTF-16."""
+    return bool(profile) and not any(name in profile for name in (b"sRGB", "sRGB".encode("utf-16-be")))
+
+
 def _is_grey_palette(image: Any) -> bool:
     if image.mode != "P":
         return False
@@ -318,6 +343,8 @@ def _eight_bits(image: Any, facts: set[str]) -> Any:
 
     black, white = image.info.get("levels", WIDE)
     stored = np.asarray(image).astype(np.int32)
+    if (black, white) == WIDE and stored.max() < 2**12:
+        facts.add("dim")
     pixels = (abs(stored - black) * 255 + abs(white - black) // 2) // abs(white - black)
     if (is_clear := stored == image.info.get("transparency")).any():
         facts.add("alpha")

@@ -124,7 +124,18 @@ def array_source(
     """Make a source of arrays (samples, height, width[, 3]), uint8 or floats in [0, 1], which lie in these files."""
     classes, positions = encode_labels(labels)
     fetch = {split: _fetch_array(split, array) for split, array in images.items()}
-    return Source(classes, positions, fetch, made_of=(lambda: files) if files else None)
+    notes = tuple(note for split, array in images.items() for note in _dark(split, array))
+    return Source(classes, positions, fetch, notes, made_of=(lambda: files) if files else None)
+
+
+def _dark(split: str, array: np.ndarray) -> list[str]:
+    """Say in a note that a split uses the lower half of the levels only: white may be another level than 255."""
+    white = 255 if array.dtype == np.uint8 else 1.0
+    if not array.size or (highest := array.max()) >= white / 2:
+        return []
+    return [
+        f"The highest level of {split} is {highest:.3g}, white is {white:g}: the images are dark, or not scaled to it."
+    ]
 
 
 def _fetch_array(split: str, array: np.ndarray) -> Fetch:

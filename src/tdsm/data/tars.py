@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -52,10 +53,16 @@ def load_tar(where: str, config: DataConfig) -> Source:
     splits, notes = _split_files(Path(where), config)
     ignored: Counter[str] = Counter()
     samples = {split: _samples(files, ignored) for split, files in splits.items()}
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.items()))
+    if not any(samples.values()):
+        raise DataError(
+            f"{where}: no images in its tars (seen: {kinds or 'nothing'}). Expected KEY.png or the like beside "
+            "KEY.cls, where KEY ends at the first dot."
+        )
+    _refuse_folders(samples, where)
     values = {split: _labels(samples[split], files, config.label_column) for split, files in splits.items()}
     classes, labels = encode_labels(values)
     fetch = {split: _fetch(samples[split], files) for split, files in splits.items()}
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.items()))
     passed_over = (f"{ignored.total()} files in tars were not read: {kinds}.",) if ignored else ()
     tars = [file for files in splits.values() for file in files]
     return Source(classes, labels, fetch, (*notes, *passed_over), made_of=lambda: tars)
@@ -68,6 +75,17 @@ def _split_files(path: Path, config: DataConfig) -> tuple[dict[str, list[Path]],
     if not (found := visible_files(path, ".tar")):
         raise DataError(f"{path}: no .tar files here.")
     return group_files(found, path, config.config)
+
+
+def _refuse_folders(samples: dict[str, dict[str, Sample]], where: str) -> None:
+    """Refuse images without labels that lie in several folders, which may be their classes."""
+    found = {key: sample.label for named in samples.values() for key, sample in named.items()}
+    folders = sorted({str(PurePosixPath(key).parent) for key in found})
+    if len(folders) > 1 and not any(found.values()):
+        raise DataError(
+            f"{where}: holds images in {len(folders)} folders ({', '.join(folders[:5])}), and no labels beside them. "
+            "If the folders are classes or splits, unpack it and pass the folder; if not, put all images into one."
+        )
 
 
 def _samples(files: list[Path], ignored: Counter[str]) -> dict[str, Sample]:
@@ -143,7 +161,7 @@ def _label(key: str, sample: Sample, files: list[Path], column: str | None) -> i
         value: Any = text.decode().strip()
         if sample.label_ending == "json":
             value = _field(json.loads(value), column)
-        elif value.isdecimal():
+        elif re.fullmatch(r"-?\d+", value, re.ASCII):
             value = int(value)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{key}.{sample.label_ending}: cannot be read ({error}).") from error
