@@ -168,8 +168,8 @@ def group_files(files: Iterable[Path], root: Path, wanted: str | None) -> tuple[
     config = choose_config(configs, wanted, str(root))
     located = {file: place for file, place in located.items() if place.config == config}
     _refuse_gaps(list(located))
-    notes = (f"Config {config!r} was chosen of {', '.join(configs)}.",) if len(configs) > 1 else ()
-    notes += _gaps(list(located))
+    chosen = (f"Config {config!r} was chosen of {', '.join(configs)}.",) if len(configs) > 1 else ()
+    notes = (*chosen, *_gaps(list(located)))
     named = list(dict.fromkeys(place.split for place in located.values()))
     if not any(place.has_role for place in located.values()):
         pooled = f"No file names a split; these are read together as train: {', '.join(named)}."

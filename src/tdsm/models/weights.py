@@ -17,6 +17,7 @@ from tdsm.base.errors import CheckpointError
 from tdsm.base.settings import wrong_entries
 from tdsm.models.card import write_up
 from tdsm.models.config import FieldConfig
+from tdsm.models.copies import below, choose_copy
 
 Saved = TypeVar("Saved", bound="SavedField")
 
@@ -68,8 +69,10 @@ class SavedField(
         find = Path(where).joinpath if Path(where).is_dir() else partial(_download, where, **options)
         config = parse_config(io.read_json(find(CONFIG_FILE)), where=f"{where}/{CONFIG_FILE}")
         weights = find(WEIGHTS_FILE)
-        cls.check_sizes(config, io.read_shapes(weights), where)
-        return cls.from_state(config, io.read_tensors(weights), where).to(map_location)  # type: ignore[attr-defined]
+        shapes = io.read_shapes(weights)
+        prefix = choose_copy(shapes, where)
+        cls.check_sizes(config, below(shapes, prefix), where)
+        return cls.from_state(config, below(io.read_tensors(weights), prefix), where).to(map_location)  # type: ignore[attr-defined]
 
     @classmethod
     def from_state(cls: type[Saved], config: FieldConfig, state: dict[str, Tensor], where: str) -> Saved:

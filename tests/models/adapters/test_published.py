@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import tdsm
+from tdsm.base import io
 from tdsm.base.errors import CheckpointError, UsageError
 from tdsm.decomposition import STRATEGIES, component_images
 from tests import reference
@@ -127,9 +128,10 @@ def test_a_decoder_without_feedforward_is_recognised(load_edited):
         (lambda w, _: w.update({"encoder_blocks.0.latents": torch.zeros(8)}), r"encoder\.0\.latents"),
         (lambda w, _: w.update({"encoder_blocks.0.latents": 3}), r"encoder_blocks\.0\.latents"),
         (lambda w, _: w.update({"to_logits.weight": torch.zeros(0, 16)}), "to_channels"),
-        (lambda _, c: c.pop("model_state_dict"), "expected a table 'model_state_dict', saw"),
-        (lambda _, c: c.pop("fourier_encoder_state_dict"), "expected a table 'fourier_encoder_state_dict', saw"),
-        (lambda _, c: c["fourier_encoder_state_dict"].pop("B"), "should hold exactly 'B', saw nothing"),
+        (lambda _, c: c.pop("model_state_dict"), r"'to_channels\.weight' is missing"),
+        (lambda _, c: c.pop("fourier_encoder_state_dict"), "'fourier_encoder_state_dict' with B .* saw 0 among: epoch"),
+        (lambda _, c: c["fourier_encoder_state_dict"].pop("B"), "saw 0 among: epoch, model_state_dict"),
+        (lambda w, c: c.update(other=dict(w)), "holds 2 copies of the weights, below 'model_state_dict.', 'other.'"),
         (lambda _, c: c["fourier_encoder_state_dict"].update(A=torch.zeros(1)), "should hold exactly 'B', saw B, A"),
         (lambda _, c: c["fourier_encoder_state_dict"].update(B=torch.zeros(8)), r"fourier\.matrix"),
         (lambda _, c: c["fourier_encoder_state_dict"].update(B=torch.zeros(2, 9)), "of another shape"),
@@ -138,6 +140,51 @@ def test_a_decoder_without_feedforward_is_recognised(load_edited):
 def test_weights_that_do_not_fit_are_listed(load_edited, change, words):
     with pytest.raises(CheckpointError, match=words):
         load_edited(change)
+
+
+# ---------------------------------------------------------------- names as wrappers and averages leave them
+
+
+def same(field, other):
+    return all(torch.equal(a, b) for a, b in zip(field.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+def test_words_before_the_names_are_passed_over_and_said(published, field, tmp_path, prefix, ending):
+    weights = {prefix + name: tensor for name, tensor in published["model_state_dict"].items()}
+    file = tmp_path / f"wrapped{ending}"
+    if ending == ".pt":
+        torch.save({**published, "model_state_dict": weights}, file)
+    else:
+        io.write_tensors(file, weights | {"fourier_encoder.B": published["fourier_encoder_state_dict"]["B"]})
+    with pytest.warns(UserWarning, match=rf"weights below '.*{prefix}' are taken\."):
+        assert same(tdsm.load_field(file), field)
+
+
+def test_of_an_average_and_what_was_averaged_the_average_is_taken_and_said(published, field, tmp_path):
+    last = {name: tensor + 1 for name, tensor in published["model_state_dict"].items()}
+    optimizer = {"state": {0: {"step": 3, "exp_avg": torch.zeros(2)}}}
+    ema = published["model_state_dict"]
+    torch.save(
+        {**published, "model_state_dict": last, "ema_state_dict": ema, "optimizer": optimizer}, tmp_path / "a.pt"
+    )
+    with pytest.warns(UserWarning, match="below 'ema_state_dict.' are taken, not those below 'model_state_dict.'"):
+        assert same(tdsm.load_field(tmp_path / "a.pt"), field)
+
+
+def test_weights_alone_are_read(field, tmp_path):
+    io.write_tensors(tmp_path / "weights.safetensors", field.state_dict())
+    assert same(tdsm.load_field(tmp_path / "weights.safetensors"), field)
+    io.write_tensors(tmp_path / "half.safetensors", {k: t.half() for k, t in field.state_dict().items()})
+    assert tdsm.load_field(tmp_path / "half.safetensors").fourier.matrix.dtype == torch.float32
+    field.save_pretrained(tmp_path / "saved")
+    assert same(tdsm.load_field(tmp_path / "saved" / "model.safetensors"), field)
+    io.write_tensors(
+        tmp_path / "saved" / "model.safetensors", {f"module.{k}": t for k, t in field.state_dict().items()}
+    )
+    with pytest.warns(UserWarning, match="below 'module.' are taken"):
+        assert same(tdsm.load_field(tmp_path / "saved"), field)
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,26 @@
-"""Read checkpoints of the published reference implementation ("CascadedPerceiverIO", a `.pt` file).
+"""Read checkpoints of the published reference implementation ("CascadedPerceiverIO"), or of weights alone.
 
-The file holds `model_state_dict` and `fourier_encoder_state_dict`. Every width and count is read from the
-weights' shapes; head counts are not in them and are arguments.
+The `.pt` file holds `model_state_dict` and `fourier_encoder_state_dict`; a `.safetensors` file holds the same names,
+or a field's own. Every width and count is read from the weights' shapes; head counts are not in them and are arguments.
 """
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tdsm.base import io
 from tdsm.base.errors import CheckpointError, UsageError
 from tdsm.models.config import FieldConfig
+from tdsm.models.copies import below, choose_copy
 from tdsm.models.field import NeuralField
 
+FOURIER = "fourier_encoder_state_dict"
+MATRIX = re.compile(r"(.*\.)?B")
 UNUSED = re.compile(r"input_proj\..*|projection_matrix")
 RENAMES = (
     (r"^encoder_blocks\.", "encoder."),
@@ -38,7 +43,8 @@ def load_published(path: Path, *, cross_heads: int = 4, self_heads: int = 8) -> 
     """Read a published checkpoint into a `NeuralField`.
 
     Args:
-        path: The `.pt` file, read with `weights_only=True`: nothing in it is executed.
+        path: A `.safetensors` file, or the `.pt` file, read with `weights_only=True`: nothing in it is executed. Words
+            before the names, such as `module.`, are passed over; of several copies the average (ema) is taken.
         cross_heads: Heads of the cross-attentions of encoder and decoder.
         self_heads: Heads of the self-attentions.
 
@@ -46,9 +52,13 @@ def load_published(path: Path, *, cross_heads: int = 4, self_heads: int = 8) -> 
         CheckpointError: If the file cannot be read, or weights are missing, unexpected or of another shape.
         UsageError: If a head count does not divide its projection.
     """
-    checkpoint = _read(path)
-    state = {_rename(name): t for name, t in checkpoint["model_state_dict"].items() if not UNUSED.fullmatch(name)}
-    state["fourier.matrix"] = checkpoint["fourier_encoder_state_dict"]["B"]
+    found = io.read_tensors(path) if path.suffix == ".safetensors" else dict(_leaves(_read(path)))
+    prefix = choose_copy(found, str(path))
+    matrix = _matrix(found, prefix, str(path))
+    weights = {name: t for name, t in below(found, prefix).items() if prefix + name != matrix}
+    _refuse_hollow(weights | {"B": found[matrix]}, str(path))
+    state = {_rename(name): t for name, t in weights.items() if not UNUSED.fullmatch(name)}
+    state["fourier.matrix"] = found[matrix]
     config = infer_config(state, where=str(path), cross_heads=cross_heads, self_heads=self_heads)
     return NeuralField.from_state(config, state, where=str(path))
 
@@ -105,22 +115,44 @@ def _read(path: Path) -> dict:
             f"{path}: cannot be read as a checkpoint of tensors only ({type(error).__name__}). It is damaged, no "
             "checkpoint, or holds more than tensors; nothing in it was executed."
         ) from None
-    expected = {"model_state_dict": dict, "fourier_encoder_state_dict": dict}
-    for key, kind in expected.items():
-        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
-            seen = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
-            raise CheckpointError(f"{path}: expected a table {key!r}, saw {seen}. Is it a published checkpoint?")
-        strange = [name for name, value in checkpoint[key].items() if not isinstance(value, Tensor)]
-        if strange:
-            raise CheckpointError(
-                f"{path}: {key} should hold tensors only, but {', '.join(map(str, strange))} is none."
-            )
-        if hollow := [name for name, tensor in checkpoint[key].items() if not _is_whole(tensor)]:
-            raise CheckpointError(f"{path}: tensors larger than what is stored of them: {', '.join(hollow)}.")
-    if set(checkpoint["fourier_encoder_state_dict"]) != {"B"}:
-        seen = ", ".join(checkpoint["fourier_encoder_state_dict"])
-        raise CheckpointError(f"{path}: fourier_encoder_state_dict should hold exactly 'B', saw {seen or 'nothing'}.")
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{path}: expected a table of weights, saw {type(checkpoint).__name__}.")
     return checkpoint
+
+
+def _leaves(table: Mapping, start: str = "") -> Iterator[tuple[str, Any]]:
+    """Walk over a table of tables: what each holds, by its name with dots."""
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{start}{name}.")
+        else:
+            yield f"{start}{name}", value
+
+
+def _matrix(found: Mapping[str, Any], prefix: str, where: str) -> str:
+    """Return the name of the Fourier matrix: a field's own, or the one that is called B, in a table of its own."""
+    if (own := f"{prefix}fourier.matrix") in found:
+        return own
+    if not {f"{prefix}to_channels.weight", f"{prefix}to_logits.weight"} & found.keys():
+        raise CheckpointError(f"{where}: weight 'to_channels.weight' is missing (or 'to_logits.weight'): no field.")
+    named = [name for name in found if MATRIX.fullmatch(name)]
+    if len(named) != 1:
+        seen = ", ".join(dict.fromkeys(name.split(".")[0] for name in found)) or "nothing"
+        raise CheckpointError(
+            f"{where}: expected one Fourier matrix, {FOURIER!r} with B or 'fourier.matrix', saw {len(named)} among: "
+            f"{seen}. Is it a checkpoint of a field?"
+        )
+    table = named[0].removesuffix("B")
+    if table != prefix and (others := sorted(set(below(found, table)) - {"B"})):
+        raise CheckpointError(f"{where}: {table[:-1]} should hold exactly 'B', saw B, {', '.join(others)}.")
+    return named[0]
+
+
+def _refuse_hollow(state: Mapping[str, Any], where: str) -> None:
+    if strange := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"{where}: expected tensors only, but {', '.join(strange)} is none.")
+    if hollow := [name for name, tensor in state.items() if not _is_whole(tensor)]:
+        raise CheckpointError(f"{where}: tensors larger than what is stored of them: {', '.join(hollow)}.")
 
 
 def _is_whole(tensor: Tensor) -> bool:
