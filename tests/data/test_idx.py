@@ -102,6 +102,14 @@ def test_a_part_that_is_there_twice_is_read_once_if_both_are_the_same(tmp_path):
         load(tmp_path)
 
 
+def test_labels_of_another_type_are_refused(tmp_path):
+    put(tmp_path)
+    (tmp_path / "train-labels-idx1-ubyte").unlink()
+    write(tmp_path / "train-labels-idx2-int", idx(np.zeros((40, 8), ">i4"), code=12))
+    with pytest.raises(DataError, match="labels-idx2-int: starts with 00000c02, expected 00000801"):
+        load(tmp_path)
+
+
 def test_folders_called_as_the_files_in_them_are_entered(tmp_path):
     put(tmp_path / "train-images-idx3-ubyte")
     (tmp_path / "train-labels-idx1-ubyte").mkdir()

@@ -14,6 +14,8 @@ from tdsm.data.names import SplitName, is_neutral, natural_key, split_name
 from tdsm.data.source import Fetch, Source, encode_labels, unlabelled
 from tdsm.data.walk import Found, walk
 
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".xml", ".mat", ".xlsx")  # in which labels of images are kept
+
 
 class Image(NamedTuple):
     """A file, by its path from the root, and the class its folder names, or None."""
@@ -54,7 +56,17 @@ def load_folder(where: str, config: DataConfig) -> Source:
     paths = {split: [image.path for image in images] for split, images in splits.items()}
     fetch = {split: _fetch(listed, root) for split, listed in paths.items()}
     files = partial(_files, root, paths)
-    return Source(classes, labels, fetch, (*found.notes(), *notes), tuple(found.refused), made_of=files)
+    notes = (*found.notes(), *notes, *([] if classes else _table_note(found)))
+    return Source(classes, labels, fetch, notes, tuple(found.refused), made_of=files)
+
+
+def _table_note(found: Found) -> list[str]:
+    """Say, of images without class folders, that labels in tables beside them are not read."""
+    kinds = sorted(kind for kind in found.ignored if kind in TABLES)
+    said = (
+        "labels in them are not read. Put images into a folder for each class, or write images and labels as parquet."
+    )
+    return [f"Beside the images lie {' and '.join(kinds)} files; {said}"] if kinds else []
 
 
 def arrange(found: Found, root: Path) -> tuple[dict[str, list[Image]], tuple[str, ...]]:

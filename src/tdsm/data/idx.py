@@ -19,7 +19,8 @@ from tdsm.data.source import Source, array_source, unlabelled
 from tdsm.data.walk import visible_files
 
 IDX = re.compile(
-    r"(?P<name>.*?)[-_.]?(?P<what>image|label)s?[-_.]idx\d?([-_.]?u?byte)?(?P<packed>\.gz)?", re.IGNORECASE
+    r"(?P<name>.*?)[-_.]?(?P<what>image|label)s?[-_.]idx\d?([-_.]?(u?byte|short|int|float|double))?(?P<packed>\.gz)?",
+    re.IGNORECASE,
 )
 UBYTE = 8  # the idx code of the one type images and labels come in
 MAX_RATIO = 1032  # deflate packs no tighter

@@ -20,6 +20,7 @@ from tdsm.data.source import Fetch, Source, encode_labels, unlabelled
 from tdsm.data.walk import ENDINGS, visible_files
 
 LABEL_KEYS = ("label", "cls", "class")
+SHOWN = 5  # kinds of files in a message
 MAX_LABEL = 2**16  # bytes of a .cls or .json member
 
 
@@ -53,7 +54,7 @@ def load_tar(where: str, config: DataConfig) -> Source:
     splits, notes = _split_files(Path(where), config)
     ignored: Counter[str] = Counter()
     samples = {split: _samples(files, ignored) for split, files in splits.items()}
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.items()))
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(ignored.most_common(SHOWN)))
     if not any(samples.values()):
         raise DataError(
             f"{where}: no images in its tars (seen: {kinds or 'nothing'}). Expected KEY.png or the like beside "
