@@ -143,7 +143,8 @@ def _matrix(found: Mapping[str, Any], prefix: str, where: str) -> str:
             f"{seen}. Is it a checkpoint of a field?"
         )
     table = named[0].removesuffix("B")
-    if table != prefix and (others := sorted(set(below(found, table)) - {"B"})):
+    others = [name for name in below(found, table) if name != "B" and not f"{table}{name}".startswith(prefix)]
+    if table and others:
         raise CheckpointError(f"{where}: {table[:-1]} should hold exactly 'B', saw B, {', '.join(others)}.")
     return named[0]
 
