@@ -157,7 +157,9 @@ def test_words_before_the_names_are_passed_over_and_said(published, field, tmp_p
     if ending == ".pt":
         torch.save({**published, "model_state_dict": weights}, file)
     else:
-        io.write_tensors(file, weights | {"B" if prefix == "model." else "fourier.B": published["fourier_encoder_state_dict"]["B"]})
+        io.write_tensors(
+            file, weights | {"B" if prefix == "model." else "fourier.B": published["fourier_encoder_state_dict"]["B"]}
+        )
     with pytest.warns(UserWarning, match=rf"weights below '.*{prefix}' are taken\."):
         assert same(tdsm.load_field(file), field)
 
