@@ -4,14 +4,16 @@ from PIL import Image
 
 from tdsm.base.errors import DataError
 from tdsm.data.config import DataConfig
+from tdsm.data.decode import decode
 from tdsm.pipeline import sizing
 from tdsm.pipeline.config import RunConfig
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """One step takes a hundredth of a second."""
+    """One step takes a hundredth of a second, the features of an image a thousandth."""
     monkeypatch.setattr(sizing, "step_seconds", lambda *_: 0.01)
+    monkeypatch.setattr(sizing, "extraction", lambda *_: (0.001, 1000))
 
 
 def write(folder, sizes, channels=3):
@@ -49,6 +51,36 @@ def test_large_images_and_images_of_several_sizes_are_brought_to_one(clock, tmp_
     assert sizing.sized(several, 1.0).data.image_size == sizing.LARGEST
     named = several.model_copy(update={"data": several.data.model_copy(update={"image_size": 16})})
     assert sizing.sized(named, 1.0).data.image_size == 16
+
+
+def test_no_more_images_are_read_than_there_is_time_for(clock, tmp_path, monkeypatch):
+    config = write(tmp_path, [(8, 8)] * 400)
+    monkeypatch.setattr(sizing, "cores", lambda: 2)
+    seen = sizing.glance(config.data)
+    assert (seen.channels, seen.sizes, seen.images) == (3, {(8, 8)}, 400)
+    assert (few := sizing.sized(config, 10.0)).data.max_train is None
+    assert few.probe.max_train == 10_000
+    monkeypatch.setattr(sizing, "glance", lambda data: seen._replace(seconds=0.1))
+    data = sizing.sized(config, 1.0).data  # a tenth of a minute on two cores
+    assert data.max_train == 120
+    assert data.max_test == 120
+    named = config.model_copy(update={"data": config.data.model_copy(update={"max_train": 50})})
+    assert sizing.sized(named, 1.0).data.max_train == 50
+    monkeypatch.setattr(sizing, "extraction", lambda *_: (0.03, 1000))
+    assert sizing.sized(config, 1.0).probe.max_train == 150  # 0.15 minutes, the other half of it for test
+    assert sizing.sized(config, 1.0).data.max_test == 120
+
+
+def test_few_images_make_a_small_batch(clock, tmp_path):
+    assert sizing.sized(write(tmp_path, [(8, 8)] * 20), 1.0).train.batch_size == 10
+    assert sizing.sized(write(tmp_path, [(8, 8)] * 40), 1.0).train.batch_size == sizing.BATCH
+
+
+def test_large_images_are_not_all_decoded_to_learn_their_size(clock, tmp_path, monkeypatch):
+    config, decoded = write(tmp_path, [(90, 90)] * 400), []
+    monkeypatch.setattr("tdsm.data.decode.decode", lambda *given, kept=decode: decoded.append(1) or kept(*given))
+    sizing.sized(config, 1.0)
+    assert len(decoded) == 200  # a few as they are, and again as they will be
 
 
 def test_what_cannot_be_read_is_said(tmp_path):

@@ -10,10 +10,10 @@ import torch
 
 from tdsm.base.device import resolve_device
 from tdsm.base.text import duration
-from tdsm.data import Data
 from tdsm.decomposition.reduce import num_maps
 from tdsm.decomposition.select import parse_selection, select_tokens
 from tdsm.features.extract import compute_features
+from tdsm.features.kinds import Images
 from tdsm.models.field import NeuralField
 from tdsm.models.weights import count_parameters
 from tdsm.pipeline.config import RunConfig
@@ -32,13 +32,14 @@ def plan(config: RunConfig) -> str:
     config, field = settled(config, data)
     check(config, data, field)
     field = field.to(resolve_device(config.device))
+    images = data.train.floats(range(min(config.train.batch_size, len(data.train))))
     height, width = data.train.size
     rows, maps = chosen_rows(config.probe.rows), config.maps
     tokens = len(select_tokens(field.config.num_tokens, parse_selection(maps.selection)))
     map_height, map_width = maps.size or (height, width)
     seen = min(config.probe.max_train or len(data.train), len(data.train))
     count = seen * (1 + config.probe.views) + len(data.validation) + len(data.test)
-    seconds, size = _extraction(config, data, field)
+    seconds, size = extraction(config, images, field)
     return "\n".join(
         [
             f"data: {data.name}, {len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test "
@@ -47,7 +48,7 @@ def plan(config: RunConfig) -> str:
             f"field: {count_parameters(field):,} parameters, {field.config.num_tokens} tokens × "
             f"{field.config.widths[-1]}",
             f"training: {config.train.steps} steps of {config.train.batch_size} images on {config.device}, about "
-            f"{duration(step_seconds(config.train, data, field) * config.train.steps)}",
+            f"{duration(step_seconds(config.train, images, field) * config.train.steps)}",
             f"maps: {map_height} × {map_width} × "
             f"{num_maps(tokens, data.train.channels, maps.reduction)} as {maps.dtype}; all features of {count} images: "
             f"{size * count / 2**30:.2f} GiB, about {duration(seconds * count)}",
@@ -56,20 +57,19 @@ def plan(config: RunConfig) -> str:
     )
 
 
-def step_seconds(config: TrainConfig, data: Data, field: NeuralField) -> float:
+def step_seconds(config: TrainConfig, images: Images, field: NeuralField) -> float:
     """Time the loss and its gradient on one batch, here and now."""
     if not config.steps:
         return 0.0
     learner = copy.deepcopy(field).train()
     device = next(field.parameters()).device
-    images = data.train.floats(range(min(config.batch_size, len(data.train)))).to(device)
+    images = images.to(device)
     return _seconds(lambda: training_loss(learner, images, config, seed=0, step=0).backward())
 
 
-def _extraction(config: RunConfig, data: Data, field: NeuralField) -> tuple[float, float]:
-    """Return seconds and bytes an image of all features that the chosen rows read."""
+def extraction(config: RunConfig, images: Images, field: NeuralField) -> tuple[float, float]:
+    """Return seconds and bytes an image of all features that the chosen rows read, here and now."""
     wanted = sorted({(row.is_trained, row.features) for row in chosen_rows(config.probe.rows).values() if row.features})
-    images = data.train.floats(range(min(16, len(data.train))))
     fields = {is_trained: [name for trained, name in wanted if trained == is_trained] for is_trained in (True, False)}
 
     def compute() -> list[dict[str, torch.Tensor]]:

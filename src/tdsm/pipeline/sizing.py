@@ -1,66 +1,88 @@
-"""Size a run: a field, its training and its table, from images and from how fast this machine is."""
+"""Size a run: its images, field, training and table, from a few images and from how fast this machine is."""
+
+import torch
 
 from tdsm.base.device import resolve_device
-from tdsm.base.errors import MixedSizesError
-from tdsm.data import Data
-from tdsm.data.config import AugmentConfig
+from tdsm.data.config import AugmentConfig, DataConfig
+from tdsm.data.glance import Glance, glance
+from tdsm.data.workers import cores
 from tdsm.models.config import FieldConfig
 from tdsm.pipeline.config import RunConfig
-from tdsm.pipeline.data import load
 from tdsm.pipeline.field import new_field
-from tdsm.pipeline.plan import step_seconds
+from tdsm.pipeline.plan import extraction, step_seconds
 from tdsm.training.config import TrainConfig
 
 LARGEST = 64  # pixels a side; larger images are resized
-FIELD_SHARE = 0.5  # of the time; heads, baselines and pages take the rest
-HEAD_IMAGES = 1000  # training images a minute of the budget that heads and baselines see
+READING_SHARE, FIELD_SHARE, FEATURES_SHARE = 0.1, 0.5, 0.15  # of the time; heads, baselines and pages take the rest
+HEAD_IMAGES = 1000  # training images a minute of the budget that heads and baselines see at most
 MAP_SIDE = 8
-FEWEST_STEPS, MOST_STEPS = 300, 200_000
+FEWEST_STEPS, MOST_STEPS, FEWEST_IMAGES = 300, 200_000, 100
+BATCH = 16
 
 
 def sized(config: RunConfig, minutes: float) -> RunConfig:
     """Return settings for the images of `config.data` that take about `minutes` on this machine.
 
     Tokens grow with the square root of the pixels; the encoder sees some 256 pixels a step; the number of steps is what
-    half of the time allows, by the time of one step here and now.
+    half of the time allows, by the time of one step here and now. Images are left out, at random, where reading them or
+    their features would take longer than its share.
 
     Args:
-        config: Whose data, seed and device count; the rest is replaced.
-        minutes: For everything: field, maps, heads, page.
+        config: Whose data, rows, seed and device count; the rest is replaced.
+        minutes: For everything: reading, field, maps, heads, page.
+
+    Raises:
+        DataError: If none of a few images can be used.
     """
-    config, data = _loaded(config)
-    field = _field_for(data)
-    train = _train_for(data)
-    config = config.model_copy(update={"field": field, "train": train})
-    seconds = step_seconds(train, data, new_field(field, config.seed).to(resolve_device(config.device)))
-    steps = int(min(max(FIELD_SHARE * minutes * 60 / seconds, FEWEST_STEPS), MOST_STEPS))
+    budget = 60 * minutes
+    data, seen = _fitting(config.data)
+    data = _most(data, budget * READING_SHARE / seen.seconds * cores(), seen.images)
+    size = next(iter(seen.sizes))
+    field, train = _field_for(size, seen.channels), _train_for(size, seen.images)
+    maps = config.maps.model_copy(update={"size": tuple(min(side, MAP_SIDE) for side in size)})
+    config = config.model_copy(update={"data": data, "field": field, "train": train, "maps": maps})
+    model = new_field(field, config.seed).to(resolve_device(config.device))
+    images = 2 * torch.rand(train.batch_size, seen.channels, *size) - 1
+    steps = _between(FEWEST_STEPS, FIELD_SHARE * budget / step_seconds(train, images, model), MOST_STEPS)
     often = max(steps // 20, 50)
     update = {"steps": steps, "warmup_steps": steps // 40, "validate_every": often, "checkpoint_every": often}
-    maps = config.maps.model_copy(update={"size": tuple(min(side, MAP_SIDE) for side in data.train.size)})
-    probe = config.probe.model_copy(update={"max_train": max(int(HEAD_IMAGES * minutes), 100)})
-    return config.model_copy(update={"train": train.model_copy(update=update), "maps": maps, "probe": probe})
+    featured = FEATURES_SHARE * budget / extraction(config, images, model)[0] / 2  # training images, and as many others
+    seen_by_heads = _between(FEWEST_IMAGES, featured, int(HEAD_IMAGES * minutes))
+    return config.model_copy(
+        update={
+            "data": _most(data, featured, seen.images, of=("max_test",)),
+            "train": train.model_copy(update=update),
+            "probe": config.probe.model_copy(update={"max_train": seen_by_heads}),
+        }
+    )
 
 
-def _loaded(config: RunConfig) -> tuple[RunConfig, Data]:
-    """Load the images, made square and smaller where they are large or of several sizes."""
-    smaller = config.model_copy(update={"data": config.data.model_copy(update={"image_size": LARGEST})})
-    try:
-        data = load(config.data, config.seed)
-    except MixedSizesError:
-        return smaller, load(smaller.data, config.seed)
-    if max(data.train.size) <= LARGEST or config.data.image_size is not None:
-        return config, data
-    return smaller, load(smaller.data, config.seed)
+def _fitting(config: DataConfig) -> tuple[DataConfig, Glance]:
+    """Look at a few images, and make all square and smaller where these are large or of several sizes."""
+    seen = glance(config)
+    if len(seen.sizes) == 1 and (config.image_size is not None or max(max(seen.sizes)) <= LARGEST):
+        return config, seen
+    smaller = config.model_copy(update={"image_size": LARGEST})
+    return smaller, glance(smaller)
 
 
-def _field_for(data: Data) -> FieldConfig:
-    height, width = data.train.size
-    pixels = height * width
+def _most(config: DataConfig, images: float, there: int, of: tuple[str, ...] = ("max_train", "max_test")) -> DataConfig:
+    """Let no set have more than so many images, if the source has more."""
+    most = max(int(images), FEWEST_IMAGES)
+    update = {name: min(most, getattr(config, name) or most) for name in of} if most < there else {}
+    return config.model_copy(update=update)
+
+
+def _between(low: int, value: float, high: int) -> int:
+    return int(min(max(value, low), max(low, high)))
+
+
+def _field_for(size: tuple[int, int], channels: int) -> FieldConfig:
     return FieldConfig(
-        channels=data.train.channels,
+        channels=channels,
         latents="local",
-        num_latents=max(16, min(128, 2 * round(pixels**0.5))),
-        fourier_scale=max(2.0, 0.18 * max(height, width)),
+        num_latents=max(16, min(128, 2 * round((size[0] * size[1]) ** 0.5))),
+        fourier_scale=max(2.0, 0.18 * max(size)),
         mapping_dim=32,
         widths=(96,),
         cross_heads=4,
@@ -71,14 +93,14 @@ def _field_for(data: Data) -> FieldConfig:
     )
 
 
-def _train_for(data: Data) -> TrainConfig:
-    pixels = data.train.size[0] * data.train.size[1]
+def _train_for(size: tuple[int, int], images: int) -> TrainConfig:
+    pixels = size[0] * size[1]
     share = min(1.0, 256 / pixels)
     sparse = {"objectives": {"full": 0.0, "sparse_context": 1.0}, "context_fraction": share} if share < 1 else {}
     return TrainConfig(
         **sparse,
         num_queries=min(pixels, 256),
-        batch_size=16,
+        batch_size=max(1, min(BATCH, images // 2)),
         learning_rate=3e-3,
         augment=AugmentConfig(crop=0, flip=False),
     )
