@@ -11,9 +11,10 @@ from tdsm.pipeline.config import RunConfig
 
 @pytest.fixture
 def clock(monkeypatch):
-    """One step takes a hundredth of a second, the features of an image a thousandth."""
+    """A step takes a hundredth of a second, the features of an image a thousandth, its part in heads a hundredth."""
     monkeypatch.setattr(sizing, "step_seconds", lambda *_: 0.01)
     monkeypatch.setattr(sizing, "extraction", lambda *_: (0.001, 1000))
+    monkeypatch.setattr(sizing, "fitting", lambda *_: 0.01)
 
 
 def write(folder, sizes, channels=3):
@@ -26,10 +27,10 @@ def write(folder, sizes, channels=3):
     return RunConfig(data=DataConfig(source=str(folder)))
 
 
-def test_steps_take_half_of_the_time(clock, tmp_path):
+def test_steps_take_their_share_of_the_time(clock, tmp_path):
     config = write(tmp_path, [(12, 10)] * 40)
-    assert sizing.sized(config, 1.0).train.steps == 3000
-    assert sizing.sized(config, 2.0).train.steps == 6000
+    assert sizing.sized(config, 1.0).train.steps == 2700
+    assert sizing.sized(config, 2.0).train.steps == 5400
     assert sizing.sized(config, 1e-9).train.steps == sizing.FEWEST_STEPS
 
 
@@ -59,7 +60,8 @@ def test_no_more_images_are_read_than_there_is_time_for(clock, tmp_path, monkeyp
     seen = sizing.glance(config.data)
     assert (seen.channels, seen.sizes, seen.images) == (3, {(8, 8)}, 400)
     assert (few := sizing.sized(config, 10.0)).data.max_train is None
-    assert few.probe.max_train == 10_000
+    assert few.probe.max_train == 400  # all
+    assert few.probe.batch_size == sizing.BATCH
     monkeypatch.setattr(sizing, "glance", lambda data: seen._replace(seconds=0.1))
     data = sizing.sized(config, 1.0).data  # a tenth of a minute on two cores
     assert data.max_train == 120
@@ -69,6 +71,8 @@ def test_no_more_images_are_read_than_there_is_time_for(clock, tmp_path, monkeyp
     monkeypatch.setattr(sizing, "extraction", lambda *_: (0.03, 1000))
     assert sizing.sized(config, 1.0).probe.max_train == 150  # 0.15 minutes, the other half of it for test
     assert sizing.sized(config, 1.0).data.max_test == 120
+    monkeypatch.setattr(sizing, "fitting", lambda *_: 0.1)
+    assert sizing.sized(config, 1.0).probe.max_train == 120  # a fifth of a minute
 
 
 def test_few_images_make_a_small_batch(clock, tmp_path):

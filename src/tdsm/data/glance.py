@@ -17,6 +17,7 @@ class Glance(NamedTuple):
     channels: int
     sizes: frozenset[tuple[int, int]]
     images: int  # of the whole source
+    classes: int
     seconds: float
 
 
@@ -24,8 +25,8 @@ def glance(config: DataConfig, few: int = FEW) -> Glance:
     """Decode a few images, spread evenly over all splits.
 
     >>> seen = glance(DataConfig(source="digits"))
-    >>> seen.channels, seen.sizes, seen.images
-    (1, frozenset({(8, 8)}), 1797)
+    >>> seen.channels, seen.sizes, seen.images, seen.classes
+    (1, frozenset({(8, 8)}), 1797, 10)
 
     Raises:
         UsageError: If the source's name or an option cannot be used.
@@ -42,4 +43,4 @@ def glance(config: DataConfig, few: int = FEW) -> Glance:
     seconds = (time.monotonic() - began) / len(chosen)
     if not said.read:
         refuse_bad(said.bad)
-    return Glance(1 if said.grey == said.read else 3, frozenset(said.sizes), len(places), seconds)
+    return Glance(1 if said.grey == said.read else 3, frozenset(said.sizes), len(places), len(source.classes), seconds)

@@ -7,9 +7,14 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from tdsm.base.device import resolve_device
 from tdsm.base.text import duration
+from tdsm.classification.config import HeadConfig, ProbeConfig
+from tdsm.classification.heads import HEADS, make_head
+from tdsm.classification.probe import ROUND
 from tdsm.decomposition.reduce import num_maps
 from tdsm.decomposition.select import parse_selection, select_tokens
 from tdsm.features.extract import compute_features
@@ -40,6 +45,7 @@ def plan(config: RunConfig) -> str:
     seen = min(config.probe.max_train or len(data.train), len(data.train))
     count = seen * (1 + config.probe.views) + len(data.validation) + len(data.test)
     seconds, size = extraction(config, images, field)
+    fitted = fitting(config, images, field, len(data.train.classes), seen) * seen
     return "\n".join(
         [
             f"data: {data.name}, {len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test "
@@ -52,7 +58,7 @@ def plan(config: RunConfig) -> str:
             f"maps: {map_height} × {map_width} × "
             f"{num_maps(tokens, data.train.channels, maps.reduction)} as {maps.dtype}; all features of {count} images: "
             f"{size * count / 2**30:.2f} GiB, about {duration(seconds * count)}",
-            f"rows: {', '.join(rows)}; their time is not estimated",
+            f"rows: {', '.join(rows)}; fitted in about {duration(fitted)} at most",
         ]
     )
 
@@ -77,6 +83,40 @@ def extraction(config: RunConfig, images: Images, field: NeuralField) -> tuple[f
 
     size = sum(feature.nbytes for features in compute() for feature in features.values())
     return _seconds(compute) / len(images), size / len(images)
+
+
+def fitting(config: RunConfig, images: Images, field: NeuralField, classes: int, count: int) -> float:
+    """Return seconds an image, of `count`, of training the heads of all chosen rows, were none to stop early."""
+    read = [(row.head, row.features) for row in chosen_rows(config.probe.rows).values() if row.head and row.features]
+    read = [(head, feature) for head, feature in read if not HEADS[head.kind].is_solved]
+    features = compute_features(field, images, {feature for _, feature in read}, config.maps)
+    steps = [_seconds(_head_step(head, features[feature].float(), max(classes, 1))) for head, feature in read]
+    return sum(steps) / len(images) * passes(config.probe, count)
+
+
+def passes(config: ProbeConfig, count: int) -> int:
+    """Return how often a head sees each of `count` training images: in the race of all settings, and in the end.
+
+    >>> passes(ProbeConfig(epochs=15), 10_000), passes(ProbeConfig(epochs=15), 1000)
+    (21, 57)
+    """
+    settings = len(config.learning_rates) * len(config.weight_decays)
+    if settings == 1 or not config.race_epochs:
+        return settings * config.epochs
+    of_a_round = -(-ROUND // -(-count // config.batch_size))
+    return settings * min(config.race_epochs * of_a_round, config.epochs) + config.epochs
+
+
+def _head_step(config: HeadConfig, features: Tensor, classes: int) -> Callable[[], None]:
+    """Return what takes one step of a head."""
+    head = make_head(config, features.shape[-1], classes, (features.shape[1], features.shape[2]))
+    optimizer, labels = torch.optim.AdamW(head.parameters()), torch.zeros(len(features), dtype=torch.int64)
+
+    def step() -> None:
+        F.cross_entropy(head(features), labels).backward()
+        optimizer.step()
+
+    return step
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -1,31 +1,33 @@
 """Size a run: its images, field, training and table, from a few images and from how fast this machine is."""
 
 import torch
+from torch import Tensor
 
 from tdsm.base.device import resolve_device
 from tdsm.data.config import AugmentConfig, DataConfig
 from tdsm.data.glance import Glance, glance
 from tdsm.data.workers import cores
 from tdsm.models.config import FieldConfig
+from tdsm.models.field import NeuralField
 from tdsm.pipeline.config import RunConfig
 from tdsm.pipeline.field import new_field
-from tdsm.pipeline.plan import extraction, step_seconds
+from tdsm.pipeline.plan import extraction, fitting, step_seconds
 from tdsm.training.config import TrainConfig
 
 LARGEST = 64  # pixels a side; larger images are resized
-READING_SHARE, FIELD_SHARE, FEATURES_SHARE = 0.1, 0.5, 0.15  # of the time; heads, baselines and pages take the rest
-HEAD_IMAGES = 1000  # training images a minute of the budget that heads and baselines see at most
+READING, FIELD, FEATURES, HEADS = 0.1, 0.45, 0.15, 0.2  # shares of the time; the page takes the rest
 MAP_SIDE = 8
-FEWEST_STEPS, MOST_STEPS, FEWEST_IMAGES = 300, 200_000, 100
-BATCH = 16
+FEWEST_STEPS, MOST_STEPS = 300, 200_000
+FEWEST_IMAGES, MOST_IMAGES = 100, 50_000  # of a set, and that heads see
+BATCH, STEPS_OF_AN_EPOCH = 16, 30
 
 
 def sized(config: RunConfig, minutes: float) -> RunConfig:
     """Return settings for the images of `config.data` that take about `minutes` on this machine.
 
-    Tokens grow with the square root of the pixels; the encoder sees some 256 pixels a step; the number of steps is what
-    half of the time allows, by the time of one step here and now. Images are left out, at random, where reading them or
-    their features would take longer than its share.
+    Tokens grow with the square root of the pixels; the encoder sees some 256 pixels a step. The steps are as many as
+    their share of the time allows, by the time of one step here and now. Images are left out, at random, where reading
+    them, their features or the heads on these would take longer than their share.
 
     Args:
         config: Whose data, rows, seed and device count; the rest is replaced.
@@ -36,25 +38,34 @@ def sized(config: RunConfig, minutes: float) -> RunConfig:
     """
     budget = 60 * minutes
     data, seen = _fitting(config.data)
-    data = _most(data, budget * READING_SHARE / seen.seconds * cores(), seen.images)
+    data = _most(data, budget * READING / seen.seconds * cores(), seen.images)
     size = next(iter(seen.sizes))
     field, train = _field_for(size, seen.channels), _train_for(size, seen.images)
     maps = config.maps.model_copy(update={"size": tuple(min(side, MAP_SIDE) for side in size)})
     config = config.model_copy(update={"data": data, "field": field, "train": train, "maps": maps})
     model = new_field(field, config.seed).to(resolve_device(config.device))
     images = 2 * torch.rand(train.batch_size, seen.channels, *size) - 1
-    steps = _between(FEWEST_STEPS, FIELD_SHARE * budget / step_seconds(train, images, model), MOST_STEPS)
-    often = max(steps // 20, 50)
-    update = {"steps": steps, "warmup_steps": steps // 40, "validate_every": often, "checkpoint_every": often}
-    featured = FEATURES_SHARE * budget / extraction(config, images, model)[0] / 2  # training images, and as many others
-    seen_by_heads = _between(FEWEST_IMAGES, featured, int(HEAD_IMAGES * minutes))
-    return config.model_copy(
-        update={
-            "data": _most(data, featured, seen.images, of=("max_test",)),
-            "train": train.model_copy(update=update),
-            "probe": config.probe.model_copy(update={"max_train": seen_by_heads}),
-        }
-    )
+    config = config.model_copy(update={"train": _as_long(train, FIELD * budget / step_seconds(train, images, model))})
+    return _with_heads(config, images, model, seen, budget)
+
+
+def _as_long(train: TrainConfig, steps: float) -> TrainConfig:
+    """Set the number of steps, and what goes by it."""
+    count = _between(FEWEST_STEPS, steps, MOST_STEPS)
+    often = max(count // 20, 50)
+    update = {"steps": count, "warmup_steps": count // 40, "validate_every": often, "checkpoint_every": often}
+    return train.model_copy(update=update)
+
+
+def _with_heads(config: RunConfig, images: Tensor, field: NeuralField, seen: Glance, budget: float) -> RunConfig:
+    """Set how many images heads and baselines are fitted to and tried on, by what features and heads take here."""
+    featured = FEATURES * budget / extraction(config, images, field)[0] / 2  # training images, and as many others
+    most = _between(FEWEST_IMAGES, min(featured, float(seen.images)), MOST_IMAGES)
+    probe = config.probe.model_copy(update={"batch_size": _between(BATCH, most / STEPS_OF_AN_EPOCH, 128)})
+    config = config.model_copy(update={"data": _most(config.data, featured, seen.images, of=("max_test",))})
+    fitted = HEADS * budget / fitting(config.model_copy(update={"probe": probe}), images, field, seen.classes, most)
+    probe = probe.model_copy(update={"max_train": _between(FEWEST_IMAGES, fitted, most)})
+    return config.model_copy(update={"probe": probe})
 
 
 def _fitting(config: DataConfig) -> tuple[DataConfig, Glance]:
