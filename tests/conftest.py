@@ -46,7 +46,7 @@ EXPECTED_SKIPS = (
     *("no CIFAR-10", "no GPU", "needs fork", "not x86", "this processor has no", "no kernels are built ahead"),
     *("Triton is not installed", "g++ is not installed", "clang++ is not installed", "eager:"),
     *("starlette is not installed", "uvicorn is not installed", "playwright is not installed", "no chromium"),
-    *("Ray is not installed", "zensical is not installed"),
+    *("Ray is not installed", "zensical is not installed", "nbclient is not installed"),
     *("bash is not installed", "zsh is not installed", "fish is not installed"),
 )
 """Words of what a machine may lack; a test skipped for any other reason fails the run."""

@@ -133,8 +133,8 @@ def test_later_ones_win_defaults_preset_file_flags(capsys, tmp_path):
     def train(*arguments):
         return yaml.safe_load(printed(capsys, *arguments))["train"]
 
-    assert train("train")["steps"] == 1200
-    assert train("demo")["steps"] == 1200
+    assert train("train")["steps"] == 800
+    assert train("demo")["steps"] == 800
     assert train("demo", "--preset", "cifar10-small")["steps"] == 30_000
     chosen = train("demo", "--train.warmup-steps", "5", "--preset", "cifar10-small", "--config", file)
     assert (chosen["steps"], chosen["batch_size"], chosen["warmup_steps"]) == (30_000, 7, 5)
