@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test slow docs lint clean
 
-demo: .venv/demo  ## Train, classify and report on embedded digits; prints the page's path last.
+demo: .venv/demo  ## Train, classify and report on embedded digits, about a minute after set-up; prints the page's path last.
 	$(BIN)/tdsm demo
 
 test: .venv/installed lint  ## All checks: lint, layers, types, tests, doctests.

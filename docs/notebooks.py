@@ -43,10 +43,12 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
 
 
 def without_large_outputs(notebook: NotebookNode) -> None:
-    """Keep pictures and what was printed."""
+    """Keep what a cell printed, in one piece, and its pictures."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if _is_kept(output)]
+            text = "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
+            said = [nbformat.v4.new_output("stream", text=text)] if text else []
+            cell.outputs = said + [output for output in cell.outputs if _is_picture(output)]
 
 
 def page(notebook: NotebookNode, name: str) -> tuple[str, dict[str, bytes]]:
@@ -71,10 +73,8 @@ def page(notebook: NotebookNode, name: str) -> tuple[str, dict[str, bytes]]:
     ) + "\n", pictures
 
 
-def _is_kept(output: NotebookNode) -> bool:
-    if output.output_type == "stream":
-        return output.name == "stdout"
-    return "image/png" in output.data and "text/html" not in output.data
+def _is_picture(output: NotebookNode) -> bool:
+    return "image/png" in output.get("data", {}) and "text/html" not in output.data
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tdsm.cli import main
+from tdsm.cli.verbs import ANSWERED, VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -21,22 +22,47 @@ def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-def commands(page):
-    """Yield what follows `tdsm` in every command of a page, torchrun's included."""
+def lines(page):
+    """Yield the words of every command of a page: in blocks, and in the text where it is whole."""
     for block in blocks(page, "sh"):
         for line in block.replace("\\\n", " ").splitlines():
-            for part in line.split("&&"):
-                words = shlex.split(part, comments=True)
-                if words[:1] == ["tdsm"]:
-                    yield words[1:]
-                elif "tdsm" in words and words[0] == "torchrun":
-                    yield [word for word in words[words.index("tdsm") + 1 :] if word != "--"]
+            yield from (shlex.split(part, comments=True) for part in line.split("&&"))
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for line in re.findall(r"`((?:tdsm|torchrun) [^`…]+)`|^    ((?:tdsm|python) .+)$", text, re.MULTILINE):
+        yield shlex.split("".join(line))
+
+
+def commands(page):
+    """Yield what follows `tdsm` in every command of a page, torchrun's included."""
+    for words in lines(page):
+        if words[:1] == ["tdsm"]:
+            yield words[1:]
+        elif "tdsm" in words and words[0] == "torchrun":
+            yield [word for word in words[words.index("tdsm") + 1 :] if word != "--"]
+
+
+OTHERS = [(n, words) for n, p in zip(NAMES, PAGES, strict=True) for words in lines(p) if words and words[0] != "tdsm"]
+TARGETS = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+ELSEWHERE = {"torchrun", "export", "pip", "cd", "sbatch"}  # of other programs
+
+
+@pytest.mark.parametrize(("page", "words"), OTHERS)
+def test_every_other_command_names_what_is_there(page, words):
+    if words[0] == "make":
+        assert set(words[1:]) <= set(TARGETS)
+    elif words[0] == "python":
+        script = (ROOT / words[1]).read_text()
+        assert all(f'"{word}"' in script for word in words[2:] if word.startswith("--")), words
+    else:
+        assert words[0] in ELSEWHERE
 
 
 @pytest.mark.parametrize(
     ("page", "arguments"), [(n, c) for n, p in zip(NAMES, PAGES, strict=True) for c in commands(p)]
 )
 def test_every_command_is_one(page, arguments):
+    if arguments[0] in VERBS and set(arguments[1:]) <= set(ANSWERED):
+        return  # a verb or a question that the text names
     if {"--help", "--version"}.isdisjoint(arguments):
         main._parse(arguments)
 
@@ -75,3 +101,23 @@ def test_the_site_is_built_strictly_and_holds_the_docstrings(tmp_path):
     assert "Reduce component images over colour into the token-decoded spatial map" in reference
     for page in (tmp_path / "site").rglob("*.html"):
         assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', page.read_text()), page
+        assert not list(lost_links(page)), page
+    for sheet in (tmp_path / "site").rglob("*.css"):
+        assert not re.findall(r"(?:url\(|@import )[\"']?https?://", sheet.read_text()), sheet
+
+
+def lost_links(page):
+    """Yield the links of a built page that lead to no file, or to no place in it."""
+    for link in re.findall(r'<a [^>]*href="(?!https?:|mailto:|javascript:)([^"]*)"', page.read_text()):
+        path, _, place = link.partition("#")
+        target = page if not path else (page.parent / path).resolve()
+        target = target / "index.html" if target.is_dir() else target
+        if not target.is_file() or (place and f'id="{place}"' not in target.read_text()):
+            yield link
+
+
+def test_a_lost_link_is_noticed(tmp_path):
+    (tmp_path / "there.html").write_text('<h1 id="here">')
+    page = tmp_path / "page.html"
+    page.write_text('<a href="there.html#here"> <a href="there.html#gone"> <a href="gone/"> <a href="https://a.b">')
+    assert list(lost_links(page)) == ["there.html#gone", "gone/"]

@@ -37,6 +37,14 @@ def test_a_notebook_runs_and_says_what_its_page_says(path, notebooks, tmp_path, 
     assert told == [[output.output_type for output in cell.get("outputs", [])] for cell in kept.cells]
 
 
+def test_what_a_cell_prints_is_one_piece_and_what_it_warns_of_is_not_kept(notebooks):
+    outputs = [nbformat.v4.new_output("stream", name=name, text=name) for name in ("stdout", "stderr", "stdout")]
+    page = nbformat.v4.new_output("display_data", {"text/html": "<p>", "image/png": ""})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[*outputs, page])])
+    notebooks.without_large_outputs(notebook)
+    assert [output.text for output in notebook.cells[0].outputs] == ["stdoutstdout"]
+
+
 def test_a_notebook_with_a_fault_fails(notebooks, tmp_path):
     from nbclient.exceptions import CellExecutionError
 

@@ -119,6 +119,14 @@ def test_images_without_labels_are_split():
     assert [len(part.rows) for part in parts.values()] == [36, 4, 10]
 
 
+def test_a_note_says_how_many_images_are_left_out():
+    labels = {"train": labels_of([30, 30]), "test": labels_of([10, 10])}
+    notes = split(labels, max_train=40, max_test=20)[1]
+    assert "Of 60 training images 40 are used, drawn at random." in notes
+    assert not [note for note in notes if "test images" in note]
+    assert "Of 20 test images 5 are used, drawn at random." in split(labels, max_test=5)[1]
+
+
 def test_the_test_set_does_not_depend_on_max_train():
     labels = labels_of([50, 50])
     assert torch.equal(split(labels)[0]["test"].rows, split(labels, max_train=30)[0]["test"].rows)

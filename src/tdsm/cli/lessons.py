@@ -26,7 +26,7 @@ _STUDY_HEAD = ("run", "data.source", "seeds", "head.kind", "head.hidden-dim", "h
 LESSONS: dict[str, Lesson] = {
     "demo": Lesson(
         (
-            ("tdsm demo", "embedded digits: under 3 minutes"),
+            ("tdsm demo", "embedded digits: about a minute"),
             ("tdsm demo --data.source my-images", "a run sized for your images and this machine"),
         ),
         (*_TRAINING, "data.max-train", "train.steps", "maps.size", "maps.method", "probe.rows", "probe.max-train"),

@@ -22,7 +22,7 @@ from tdsm.cli.verbs import ANSWERED, SHARED, VERBS, Verb
 
 DESCRIPTION = """Token-wise decoded decomposition of neural fields, and classification from its spatial maps.
 
-  tdsm demo                                           everything in one go, on embedded digits; under 3 minutes
+  tdsm demo                                           everything in one go, on embedded digits; about a minute
   tdsm train --preset cifar10-small --run runs/cifar  then, each taking up what the one before left:
   tdsm classify runs/cifar
   tdsm evaluate runs/cifar

@@ -14,7 +14,7 @@ from tdsm.training.config import TrainConfig
 def digits() -> RunConfig:
     """Handwritten digits, 8×8 grey, 1 797 images that ship with scikit-learn: `tdsm demo`.
 
-    Under 3 minutes on 2 CPU cores, everything included.
+    64 seconds of one CPU core, everything included (an AMD EPYC); 29.2 dB on test.
     """
     decoded = ("tdsm-ridge", "tdsm-avg", "tdsm-linear", "tdsm-cnn", "tdsm-attention", "tdsm-knn", "additive-ridge")
     pixels = ("pixels-ridge", "pixels-linear", "pixels-knn", "pixels-cnn", "reconstruction-ridge", "reconstruction-cnn")

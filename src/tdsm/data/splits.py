@@ -85,8 +85,10 @@ def partition(
     rows, test, test_from = _test_part(used, roles, seed)
     if classes:
         _refuse_missing({role: used[split] for role, split in ({"test": test.split} | roles).items()}, classes)
-    test = Part(test.split, random_rows(test.rows, config.max_test, generator(seed, "max_test")))
-    rows = random_rows(rows, config.max_train, generator(seed, "max_train"))
+    all_rows, all_tests = rows, test.rows
+    test = Part(test.split, random_rows(all_tests, config.max_test, generator(seed, "max_test")))
+    rows = random_rows(all_rows, config.max_train, generator(seed, "max_train"))
+    notes += [*_fewer_note("training", len(rows), len(all_rows)), *_fewer_note("test", len(test.rows), len(all_tests))]
     if len(rows) < (num_classes := len(used[train].unique())):
         raise DataError(f"{len(rows)} training images for {num_classes} classes. Use at least one a class (max_train).")
     kept, validation, validation_from = _validation_part(used, roles, rows, config, seed)
@@ -112,6 +114,10 @@ def _usable(labels: Mapping[str, Tensor], classes: tuple[str, ...]) -> tuple[dic
 
 def _unused(name: str, count: int) -> str:
     return f"Split {name!r} ({count} images) serves neither as train, validation nor test and is not used."
+
+
+def _fewer_note(name: str, kept: int, there: int) -> list[str]:
+    return [f"Of {there} {name} images {kept} are used, drawn at random."] if kept < there else []
 
 
 def _test_part(labels: Mapping[str, Tensor], roles: Mapping[str, str], seed: int) -> tuple[Tensor, Part, str]:
