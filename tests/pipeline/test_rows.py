@@ -402,6 +402,11 @@ def test_the_field_is_frozen_bit_for_bit(fresh):
     assert all(parameter.grad is None for parameter in fresh.field.parameters())
 
 
+def test_a_note_says_how_many_training_images_heads_see(tmp_path):
+    few = trained(tmp_path / "run", probe__max_train=50)
+    assert "Heads and baselines are fitted to 50 of 108 training images." in few.notes()
+
+
 def test_notes_carry_the_datas_and_say_when_maps_hold_no_space(run):
     assert run.notes() == list(run.data.notes)
     flat = new_field(run.config.field.model_copy(update={"has_query_residual": False}), 0)

@@ -69,8 +69,15 @@ def test_no_more_images_are_read_than_there_is_time_for(clock, tmp_path, monkeyp
     named = config.model_copy(update={"data": config.data.model_copy(update={"max_train": 50})})
     assert sizing.sized(named, 1.0).data.max_train == 50
     monkeypatch.setattr(sizing, "extraction", lambda *_: (0.03, 1000))
-    assert sizing.sized(config, 1.0).probe.max_train == 150  # 0.15 minutes, the other half of it for test
-    assert sizing.sized(config, 1.0).data.max_test == 120
+    assert sizing.sized(config, 1.0).probe.max_train == 100  # 0.15 minutes, a third of it for each set
+    assert sizing.sized(config, 1.0).data.max_test == 100
+    monkeypatch.setattr(sizing, "extraction", lambda *_: (0.3, 1000))
+    shares = config.model_copy(update={"data": config.data.model_copy(update={"validation_fraction": 0.5})})
+    assert sizing.sized(shares, 10.0).data.max_train == 200  # so that validation has 100
+
+
+def test_heads_see_no_more_images_than_there_is_time_for(clock, tmp_path, monkeypatch):
+    config = write(tmp_path, [(8, 8)] * 400)
     monkeypatch.setattr(sizing, "fitting", lambda *_: 0.1)
     assert sizing.sized(config, 1.0).probe.max_train == 120  # a fifth of a minute
 

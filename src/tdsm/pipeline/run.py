@@ -94,7 +94,9 @@ class Run:
         method = self.config.maps.method
         is_plain = DECOMPOSITIONS[method].decodes_alone
         space = missing_space(self.field) if is_plain else f"The maps of the tdsm rows show {method!r}."
-        return [*self.data.notes, *(words for words in (space, _seed_words(self.config.probe.seeds)) if words)]
+        seen, there = len(self.images("train")), len(self.data.train)
+        few = f"Heads and baselines are fitted to {seen} of {there} training images." if seen < there else None
+        return [*self.data.notes, *(words for words in (few, space, _seed_words(self.config.probe.seeds)) if words)]
 
     def _feature_set(self, split: str, is_trained: bool, view: int) -> FeatureSet:
         images = self.images(split)

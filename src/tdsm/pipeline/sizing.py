@@ -59,11 +59,13 @@ def _as_long(train: TrainConfig, steps: float) -> TrainConfig:
 
 def _with_heads(config: RunConfig, images: Tensor, field: NeuralField, seen: Glance, budget: float) -> RunConfig:
     """Set how many images heads and baselines are fitted to and tried on, by what features and heads take here."""
-    featured = FEATURES * budget / extraction(config, images, field)[0] / 2  # training images, and as many others
+    featured = FEATURES * budget / extraction(config, images, field)[0] / 3  # of each set
+    data = _most(config.data, featured, seen.images, of=("max_test",))
+    data = _most(data, featured / data.validation_fraction, seen.images, of=("max_train",))
     most = _between(FEWEST_IMAGES, min(featured, float(seen.images)), MOST_IMAGES)
     probe = config.probe.model_copy(update={"batch_size": _between(BATCH, most / STEPS_OF_AN_EPOCH, 128)})
-    config = config.model_copy(update={"data": _most(config.data, featured, seen.images, of=("max_test",))})
-    fitted = HEADS * budget / fitting(config.model_copy(update={"probe": probe}), images, field, seen.classes, most)
+    config = config.model_copy(update={"data": data, "probe": probe})
+    fitted = HEADS * budget / fitting(config, images, field, seen.classes, most)
     probe = probe.model_copy(update={"max_train": _between(FEWEST_IMAGES, fitted, most)})
     return config.model_copy(update={"probe": probe})
 
