@@ -163,6 +163,8 @@ def test_cifar10():
     assert data.train.classes[3] == "cat"
     assert data.notes == (
         "Train is 'train'; validation is 10% of 'train', drawn by seed 0; test is 'test'.",
+        "Of 50000 training images 300 are used, drawn at random.",
+        "Of 10000 test images 100 are used, drawn at random.",
         JPEG_NOTE,
     )
     rows = pq.read_table(CIFAR10 / "train-00000-of-00001.parquet").take(data.validation.ids.numpy())

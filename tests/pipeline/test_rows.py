@@ -403,7 +403,7 @@ def test_the_field_is_frozen_bit_for_bit(fresh):
 
 
 def test_a_note_says_how_many_training_images_heads_see(tmp_path):
-    few = trained(tmp_path / "run", probe__max_train=50)
+    few = tinyrun.trained(tmp_path / "run", probe__max_train=50)
     assert "Heads and baselines are fitted to 50 of 108 training images." in few.notes()
 
 

@@ -88,11 +88,11 @@ def partition(
     all_rows, all_tests = rows, test.rows
     test = Part(test.split, random_rows(all_tests, config.max_test, generator(seed, "max_test")))
     rows = random_rows(all_rows, config.max_train, generator(seed, "max_train"))
-    notes += [*_fewer_note("training", len(rows), len(all_rows)), *_fewer_note("test", len(test.rows), len(all_tests))]
     if len(rows) < (num_classes := len(used[train].unique())):
         raise DataError(f"{len(rows)} training images for {num_classes} classes. Use at least one a class (max_train).")
     kept, validation, validation_from = _validation_part(used, roles, rows, config, seed)
     notes.append(f"Train is {train!r}; validation is {validation_from}; test is {test_from}.")
+    notes += [*_fewer_note("training", len(rows), len(all_rows)), *_fewer_note("test", len(test.rows), len(all_tests))]
     return {"train": Part(train, kept), "validation": validation, "test": test}, notes
 
 
