@@ -17,8 +17,8 @@ docs: .venv/installed  ## The site, under build/site.
 	$(BIN)/zensical build --strict
 
 lint: .venv/installed
-	$(BIN)/ruff check src tests benchmarks examples
-	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples docs
+	$(BIN)/ruff format --check src tests benchmarks examples docs
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
