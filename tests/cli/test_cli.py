@@ -194,7 +194,7 @@ def test_runs_without_a_name_get_one_of_their_own(capsys, config, elsewhere):
         (3, ["train", "--data.source", "npz:nowhere.npz"], "nowhere.npz: no such file"),
         (3, ["train", "--data.source", "/no/where"], "no file or folder here"),
         (3, ["train", "--data.max-train", "3"], "3 training images for 10 classes"),
-        (3, ["demo", "--data.max-train", "20"], "fewer than a batch"),
+        (3, ["demo", "--data.max-train", "20", "--train.batch-size", "32"], "fewer than a batch"),
         (2, ["demo", "--probe.rows", "tdsm-av"], "rows: unknown tdsm-av"),
         (2, ["demo", "--maps.selection", "stride:0"], "selection 'stride:0'"),
         (2, ["demo", "--maps.selection", "0,99"], "[99]"),

@@ -269,6 +269,7 @@ def test_a_process_that_dies_is_said_in_one_line_and_what_was_decoded_is_kept(tm
     def dying():
         worker = original()
         worker.kill()
+        worker.wait()
         return worker
 
     with monkeypatch.context() as patch:

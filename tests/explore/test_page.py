@@ -340,7 +340,7 @@ def test_a_dropped_picture_is_taken_apart_and_a_bad_one_named(visit, studio):
     near(visit.array("loaded.a.view.components"), parts.components[0])
     visit.page.evaluate(DROP, "<html>")
     visit.page.locator("#problem").wait_for()
-    assert "not an image in a known format" in visit.text("problem")
+    assert "is a web page, not an image" in visit.text("problem")
     assert visit.errors == ["Failed to load resource: the server responded with a status of 400 (Bad Request)"]
     visit.errors.clear()
 

@@ -10,10 +10,10 @@ from tdsm.classification.rows import ROWS
 from tdsm.data.sampling import stratified_sample
 from tdsm.decomposition import decompose
 from tdsm.decomposition.measures import class_selectivity, match_tokens, redundancy
+from tdsm.figures.tiles import Gallery
 from tdsm.pipeline.findings import read_findings
 from tdsm.pipeline.quality import reconstruction_of
 from tdsm.pipeline.rows import scored_rows
-from tdsm.report.blocks import Gallery
 from tdsm.report.gather import gather
 from tdsm.report.page import render
 from tdsm.study.analysis import analyse, analysis_table

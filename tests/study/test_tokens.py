@@ -163,7 +163,7 @@ def test_the_command_writes_table_numbers_and_picture(tmp_path, capsys):
     assert kept["settings"]["head"]["kind"] == "max"
     assert {row["count"] for row in kept["rows"]} == {1, 2, 4}
     assert all("is_right" not in row for row in kept["rows"])
-    assert Image.open(path / "study-tokens.png").width > 1000
+    assert Image.open(path / "study-tokens.png").width > 800
     assert tdsm("study", "tokens", path, *options, "--counts", 4) == 2
     assert "tdsm: study tokens: --counts 4, but" in capsys.readouterr().err
 
