@@ -1,7 +1,7 @@
 """Is what a token contributed to a part of a shape a better handle on that part than attention? Train, ask, draw.
 
-    python examples/shape_parts runs/shapes --steps 1250 --seeds 1 --size 48    what results/shapes holds
-    python examples/shape_parts runs/shapes                                     three fields, trained to the end
+    python examples/shape_parts runs/shapes --seeds 2                           what results/shapes holds
+    python examples/shape_parts runs/shapes --steps 1250 --seeds 1 --size 48    a first look
 
 A small autoencoder of the VecSet form is trained on tables, chairs, lamps and mugs, new ones every step, once a seed.
 Then the tokens of shapes it never saw are asked for their parts, dropped, and replaced by those of another shape of the
