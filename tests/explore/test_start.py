@@ -32,7 +32,8 @@ def test_a_port_that_is_taken_is_named():
             start.explore(random_studio(count=1), port, print, opens_browser=False)
 
 
-def test_an_interrupt_ends_it_though_a_browser_is_still_there(capsys):
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["raised", "ignored"])
+def test_an_interrupt_ends_it_though_a_browser_is_still_there(capsys, handler):
     pytest.importorskip("starlette", reason="starlette is not installed")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -51,10 +52,14 @@ def test_an_interrupt_ends_it_though_a_browser_is_still_there(capsys):
 
     done = threading.Event()
     thread = threading.Thread(target=interrupt)
+    before = signal.signal(signal.SIGINT, handler)
     thread.start()
-    start.explore(random_studio(count=1), port, said.append, opens_browser=False)
-    done.set()
-    thread.join()
+    try:
+        start.explore(random_studio(count=1), port, said.append, opens_browser=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        done.set()
+        thread.join()
     assert said[-1] == "stopped."
     assert capsys.readouterr().out.startswith(f"http://127.0.0.1:{port}/?token=")
 

@@ -1,6 +1,7 @@
 """Serve the page until it is interrupted."""
 
 import webbrowser
+from contextlib import suppress
 from importlib import import_module
 
 from tdsm.base.errors import ResourceError
@@ -38,8 +39,8 @@ def explore(studio: Studio, port: int, say: Say, *, opens_browser: bool) -> None
     if opens_browser:
         webbrowser.open(address)
     try:
-        serve(studio, opened, token).run(sockets=[opened])
-    except KeyboardInterrupt:
+        with suppress(KeyboardInterrupt):  # raised once more after the last answer, where nothing else takes interrupts
+            serve(studio, opened, token).run(sockets=[opened])
         say("stopped.")
     finally:
         opened.close()
