@@ -64,7 +64,8 @@ def load_data(config: DataConfig, seed: int, progress: Progress | None = None, d
         UsageError: If the source's name or an option cannot be used.
         DataError: If images, labels or splits cannot be used.
     """
-    source = open_source(config, dataset)
+    kind, where = resolve(config.source) if dataset is None else ("dataset", "")
+    source = _opened(kind, where, config, dataset)
     parts, notes = partition(source.labels, source.classes, config, seed)
     decoded, said = decode_rows(source, _rows(parts), config, progress)
     sets = {name: _those(decoded[part.split], part) for name, part in parts.items()}
@@ -81,23 +82,22 @@ def load_data(config: DataConfig, seed: int, progress: Progress | None = None, d
         *_skipped_note(skipped),
     ]
     notes += [*shared, *_decode_notes(said.facts, source)]
-    return Data(**sets, name=_name(*_meant(config, dataset)), notes=tuple(notes), skipped=skipped)
+    return Data(**sets, name=_name(kind, where), notes=tuple(notes), skipped=skipped)
 
 
-def open_source(config: DataConfig, dataset: Any = None) -> Source:
-    """Open what `config.source` names, or a `Dataset` of the package `datasets`; no image is decoded yet.
+def open_source(config: DataConfig) -> Source:
+    """Open what `config.source` names; no image is decoded yet.
 
     Raises:
         UsageError: If the source's name or an option cannot be used.
         DataError: If labels or splits cannot be used.
     """
-    kind, where = _meant(config, dataset)
+    return _opened(*resolve(config.source), config)
+
+
+def _opened(kind: str, where: str, config: DataConfig, dataset: Any = None) -> Source:
     _refuse_idle_options(kind, config)
     return SOURCES[kind](where, config) if dataset is None else read_dataset(dataset, config)
-
-
-def _meant(config: DataConfig, dataset: Any) -> tuple[str, str]:
-    return resolve(config.source) if dataset is None else ("dataset", "")
 
 
 def _name(kind: str, where: str) -> str:
