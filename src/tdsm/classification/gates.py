@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from tdsm.base.randomness import generator
 from tdsm.classification.config import HeadConfig, ProbeConfig
 from tdsm.classification.heads import Logits, Maps, TDSMClassifier
-from tdsm.classification.probe import Samples, accuracy_of, new_head, statistics_of
-from tdsm.classification.registry import HEADS
+from tdsm.classification.probe import Samples, accuracy_of, new_head, statistics_for
 from tdsm.training.engine import Phase, Task
 from tdsm.training.engine import train as train_task
 from tdsm.training.steps import Order, warmup_cosine
@@ -119,7 +118,7 @@ def learn_tokens(
     Raises:
         NonFiniteError: If loss or weights are not finite.
     """
-    statistics = statistics_of(train, by_place=HEADS[head.kind].needs_size)
+    statistics = statistics_for(head, train)
     found: list[tuple[float, list[int]]] = []
     for rate, decay in product(config.learning_rates, config.weight_decays):
         classifier = new_head(head, statistics, train, num_classes, seed)

@@ -75,8 +75,7 @@ def fit_head(
     """
     if HEADS[head.kind].is_solved:
         return _solve(head, train, validation, num_classes, config, device)
-    statistics = statistics_of(train, by_place=HEADS[head.kind].needs_size)
-    start = partial(_fit_once, head, statistics, train, validation, num_classes, config, seed, device)
+    start = partial(_fit_once, head, statistics_for(head, train), train, validation, num_classes, config, seed, device)
     pairs = list(product(config.learning_rates, config.weight_decays))
     if config.race_epochs and len(pairs) > 1:
         early = [start(*pair, config.race_epochs).accuracy for pair in pairs]
@@ -178,10 +177,15 @@ def statistics_of(
     return mean.float(), (square / count - mean.square()).clamp(min=0).sqrt().float()
 
 
+def statistics_for(head: HeadConfig, train: Samples) -> tuple[Float[Tensor, "*size maps"], Float[Tensor, "*size maps"]]:
+    """Return what a head standardises by: of every value if it is for maps of one size, else of every channel."""
+    return statistics_of(train, by_place=HEADS[head.kind].needs_size)
+
+
 def new_head(
     head: HeadConfig, statistics: tuple[Tensor, Tensor], train: Samples, num_classes: int, seed: int
 ) -> TDSMClassifier:
-    """Make a head for features like these, weights by the seed, standardised by these statistics."""
+    """Make a head for features like these, weights by the seed, standardised by `statistics_for` it."""
     height, width, maps = train.features.shape[1:]
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "head"))
@@ -227,7 +231,7 @@ def _solve(
     head: HeadConfig, train: Samples, validation: Samples, num_classes: int, config: ProbeConfig, device: str
 ) -> Choice:
     """Solve a head in closed form."""
-    classifier = new_head(head, statistics_of(train), train, num_classes, 0).to(device)
+    classifier = new_head(head, statistics_for(head, train), train, num_classes, 0).to(device)
     read, rows = classifier.head.read, max(1, min(SOLVE_READ, SOLVE_VALUES // math.prod(train.features.shape[1:])))
 
     def blocks(samples: Samples) -> Iterator[Block]:
