@@ -39,6 +39,11 @@ class ShardMaker:
         """The job, taken up when the first shard is to be made."""
         return Work(self.job)
 
+    @cached_property
+    def units(self) -> dict[tuple[str, int], Unit]:
+        """The shards by split and number."""
+        return {(unit.split, unit.index): unit for unit in self.work.units}
+
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Make the shards of a batch; return how many samples each holds, and what went wrong."""
         said = [self._made(str(s), int(i)) for s, i in zip(batch["split"], batch["index"], strict=True)]
@@ -46,7 +51,7 @@ class ShardMaker:
 
     def _made(self, split: str, index: int) -> tuple[int, str]:
         try:
-            unit = next(unit for unit in self.work.units if (unit.split, unit.index) == (split, index))
+            unit = self.units[split, index]
             self.work.make(unit)
         except (TdsmError, OSError) as error:
             return 0, f"{type(error).__name__}: {error}"
