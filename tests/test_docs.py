@@ -5,12 +5,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from tdsm.cli import main
 from tdsm.cli.verbs import ANSWERED, VERBS
+from tdsm.explore.document import SCRIPTS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -122,3 +124,9 @@ def test_a_lost_link_is_noticed(tmp_path):
     page = tmp_path / "page.html"
     page.write_text('<a href="there.html#here"> <a href="there.html#gone"> <a href="gone/"> <a href="https://a.b">')
     assert list(lost_links(page)) == ["there.html#gone", "gone/"]
+
+
+def test_the_explorer_on_the_site_is_the_page_as_it_is_now():
+    kept, page = (ROOT / "docs" / "explorer" / "digits.html").read_text(), files("tdsm.explore") / "page"
+    for name in ("page.css", *SCRIPTS):
+        assert (page / name).read_text().strip("\n") in kept, name
