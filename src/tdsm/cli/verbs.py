@@ -129,10 +129,9 @@ class Train(Verb):
     def _path(self) -> Path:
         """Return the run's folder; the first free name under runs/ if none is given."""
         if self.run is not None:
-            path = self.run
-            if path.is_file():
-                raise UsageError(f"{path}: this is a file, expected a folder or none yet. Choose another --run.")
-            return path
+            if self.run.is_file():
+                raise UsageError(f"{self.run}: this is a file, expected a folder or none yet. Choose another --run.")
+            return self.run
         stem = self.preset or Path(self.settings.data.source).stem or "run"
         names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 10000))
         path = next(path for name in names if not (path := Path("runs") / name).exists())
@@ -182,11 +181,10 @@ class Stage(Verb):
         from tdsm.pipeline import stages
         from tdsm.pipeline.folder import read_config
 
-        path = self.run
-        read_config(path)  # before anything is put there
-        with _owned(path):
-            run = stages.take_up(path, say, **self.options())
-            with _noted(path):
+        read_config(self.run)  # before anything is put there
+        with _owned(self.run):
+            run = stages.take_up(self.run, say, **self.options())
+            with _noted(self.run):
                 yield run
 
 

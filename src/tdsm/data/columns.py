@@ -18,14 +18,7 @@ from tdsm.data.names import split_name
 from tdsm.data.source import unlabelled
 
 LABELS = ("label", "labels", "target", "targets", "class", "category", "y")
-SPLITS = (
-    "split",
-    "subset",
-    "partition",
-    "fold",
-    "set",
-    "usage",
-)  # say of a row in which set it is, never what it shows
+SPLIT_COLUMNS = ("split", "subset", "partition", "fold", "set", "usage")  # in which set a row is, not what it shows
 
 
 class Columns(NamedTuple):
@@ -55,7 +48,7 @@ def find_columns(schema: Any, config: DataConfig, where: str) -> Columns:
     seen = ", ".join(f"{f.name} ({kinds[f.name] or f.type})" for f in schema)
     image = _pick("image", config.image_column, images, images, seen, where)
     called = [name for name in possible if name.lower() in LABELS]
-    likely = described or called or [name for name in possible if name.lower() not in SPLITS]
+    likely = described or called or [name for name in possible if name.lower() not in SPLIT_COLUMNS]
     if config.label_column is None and not likely:
         _refuse_labels_of_another_kind(schema, where)
         return Columns(image, None, None)
@@ -116,7 +109,7 @@ def refuse_splits(column: Any, name: str) -> None:
 
 def split_columns(schema: Any, columns: Columns) -> list[str]:
     """Name the columns that may say in which split a row is."""
-    return [name for name in schema.names if name.lower() in SPLITS and name != columns.label]
+    return [name for name in schema.names if name.lower() in SPLIT_COLUMNS and name != columns.label]
 
 
 def _list_kinds() -> tuple[Any, ...]:
