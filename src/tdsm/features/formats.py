@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tdsm.base import io
-from tdsm.features.store import fault, file_fault, read_shards, shard_file, shard_ranges, write_shard, write_sidecar
+from tdsm.features.store import fault, file_fault, read_shard, shard_file, write_shard, write_sidecar
 
 ID, LABEL, CLASS = "id", "label", "class"
 Features = Mapping[str, np.ndarray]
@@ -39,14 +39,14 @@ class Format:
         meaning: What it is good for.
         write: Writes one shard of all features.
         fault: Says why a shard does not count; None if it does.
-        read: Returns one feature of a split, given the samples there are and those of a shard; a tensor a shard.
+        read: Returns one feature of one shard, from the folder of its split.
         files: Names the files of a shard, from the folder of its split.
     """
 
     meaning: str
     write: Callable[[Path, int, Features, Rows, Origins], None]
     fault: Callable[[Path, int, Tensor, Origins], str | None]
-    read: Callable[[Path, str, int, int], list[Tensor]]
+    read: Callable[[Path, str, int], Tensor]
     files: Callable[[int, Sequence[str]], list[Path]]
 
 
@@ -67,7 +67,7 @@ SAFETENSORS = Format(
     "to train from: every row is read at once",
     _write_tensors,
     _tensors_fault,
-    lambda folder, name, count, samples: read_shards(folder / name, count, samples),
+    lambda folder, name, index: read_shard(folder / name, index),
     lambda index, names: [shard_file(Path(name), index) for name in names],
 )
 
@@ -106,12 +106,11 @@ def _write_parquet(folder: Path, index: int, features: Features, rows: Rows, ori
     write_sidecar(file, io.write_bytes(file, buffer.getvalue().to_pybytes()), rows.ids, origins)
 
 
-def _read_parquet(folder: Path, name: str, count: int, samples: int) -> list[Tensor]:
+def _read_parquet(folder: Path, name: str, index: int) -> Tensor:
     import pyarrow.parquet as pq
 
-    files = [_parquet_file(folder, index) for index in range(len(shard_ranges(count, samples)))]
-    columns = (pq.read_table(file, columns=[name])[name].combine_chunks() for file in files)
-    return [torch.from_numpy(np.array(column.to_numpy_ndarray())) for column in columns]
+    column = pq.read_table(_parquet_file(folder, index), columns=[name])[name].combine_chunks()
+    return torch.from_numpy(np.array(column.to_numpy_ndarray()))
 
 
 def _parquet_file(folder: Path, index: int) -> Path:

@@ -75,13 +75,13 @@ class Store:
         return torch.cat(self.shards(name, split)).numpy()
 
     def shards(self, name: str, split: str) -> list[Shaped[Tensor, "_ ..."]]:
-        """Return a feature of a split in pieces, mapped from disk where the store is safetensors.
+        """Return a feature of a split in pieces, mapped from disk where the store is safetensors, else read whole.
 
         Raises:
             UsageError: If the store has no such feature or split.
         """
-        name, count = self._known(name, self.features, "feature"), self.count(split)
-        return self.format.read(self.path / split, name, count, self.about["shard_samples"])
+        pieces = range(len(shard_ranges(self.count(split), self.about["shard_samples"])))
+        return [self._shard(name, split, index) for index in pieces]
 
     def lend(self, split: str, images: ImageSet, name: str, made_from: Mapping[str, Any]) -> list[Tensor] | None:
         """Return a feature for a use that names all that decides it; None if the store has no such feature.
@@ -113,18 +113,17 @@ class Store:
 
         wanted, step = tuple(names or self.features), self.about["shard_samples"]
         rows = Rows(torch.from_numpy(self.ids(split)), torch.from_numpy(self.labels(split)), self.classes)
-        columns = {name: self.shards(name, split) for name in wanted}
 
-        def table(start: int, stop: int, index: int | None) -> Any:
-            part = Rows(rows.ids[start:stop], rows.labels[start:stop], rows.classes)
-            values = {name: shards[index or 0][: stop - start].numpy() for name, shards in columns.items()}
-            return arrow_table(values, part)
+        def table(index: int, count: int) -> Any:
+            part = slice(index * step, index * step + count)
+            values = {name: self._shard(name, split, index)[:count].numpy() for name in wanted}
+            return arrow_table(values, Rows(rows.ids[part], rows.labels[part], rows.classes))
 
         def batches() -> Iterator[Any]:
-            for index, start in enumerate(range(0, len(rows.ids), step)):
-                yield from table(start, min(start + step, len(rows.ids)), index).to_batches()
+            for index, samples in enumerate(shard_ranges(len(rows.ids), step)):
+                yield from table(index, len(samples)).to_batches()
 
-        return pa.RecordBatchReader.from_batches(table(0, 0, None).schema, batches())
+        return pa.RecordBatchReader.from_batches(table(0, 0).schema, batches())
 
     def pandas(self, split: str, names: Sequence[str] = ()) -> Any:
         """Return samples as a pandas frame: id, label, class, and each feature as a flat list a sample.
@@ -139,6 +138,9 @@ class Store:
     @cached_property
     def _samples(self) -> dict[str, Tensor]:
         return io.read_tensors(self.path / SAMPLES)
+
+    def _shard(self, name: str, split: str, index: int) -> Shaped[Tensor, "_ ..."]:
+        return self.format.read(self.path / split, self._known(name, self.features, "feature"), index)
 
     def _known(self, name: str, known: Sequence[str], what: str) -> str:
         if name not in known:

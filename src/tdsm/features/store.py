@@ -87,7 +87,16 @@ def read_shards(folder: Path, count: int, samples: int | None = None) -> list[Sh
     Raises:
         CheckpointError: If one is missing.
     """
-    return [io.read_tensors(shard_file(folder, index))[TENSOR] for index in range(len(shard_ranges(count, samples)))]
+    return [read_shard(folder, index) for index in range(len(shard_ranges(count, samples)))]
+
+
+def read_shard(folder: Path, index: int) -> Shaped[Tensor, "samples ..."]:
+    """Map one shard.
+
+    Raises:
+        CheckpointError: If it is missing.
+    """
+    return io.read_tensors(shard_file(folder, index))[TENSOR]
 
 
 class FeatureRows:
