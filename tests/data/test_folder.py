@@ -365,13 +365,12 @@ def test_images_without_classes_are_read_without_labels(tmp_path, splits):
         data.require_labels("classify")
 
 
-def test_labels_in_tables_are_said_not_to_be_read(tmp_path):
+@pytest.mark.parametrize("name", ["labels.csv", "metadata.csv"])
+def test_labels_in_other_tables_are_said_not_to_be_read(tmp_path, name):
     fill(tmp_path, classes=("",), count=20)
-    write(tmp_path / "metadata.csv", b"file_name,label\nimg0.png,cat\n")
-    assert any(
-        note.startswith("Beside the images lie .csv files; labels in them are not read")
-        for note in load(tmp_path).notes
-    )
+    write(tmp_path / name, b"picture,label\nimg0.png,cat\n")
+    (note,) = [note for note in load(tmp_path).notes if note.startswith("Beside the images lie ")]
+    assert (name if name == "metadata.csv" else ".csv files") in note
 
 
 def test_a_test_split_without_labels_is_not_used(tmp_path):

@@ -57,6 +57,21 @@ def find_columns(schema: Any, config: DataConfig, where: str) -> Columns:
     return Columns(image, label, tuple(map(str, names)) if isinstance(names, list) and names else None)
 
 
+def find_label_column(schema: Any, wanted: str | None, where: str) -> str | None:
+    """Pick the label column of a table without images: the one named, else the only one that is called so.
+
+    Raises:
+        DataError: If several are called so.
+        UsageError: If the one named is not there.
+    """
+    possible = [field.name for field in schema if _may_hold_labels(field.type)]
+    called = [name for name in possible if name.lower() in LABELS]
+    if wanted is None and not called:
+        return None
+    seen = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    return _pick("label", wanted, called, possible, seen, where)
+
+
 def common_columns(found: Iterable[Columns], where: str) -> Columns:
     """Return the columns all tables share; some may be without labels.
 
@@ -107,9 +122,9 @@ def refuse_splits(column: Any, name: str) -> None:
         )
 
 
-def split_columns(schema: Any, columns: Columns) -> list[str]:
-    """Name the columns that may say in which split a row is."""
-    return [name for name in schema.names if name.lower() in SPLIT_COLUMNS and name != columns.label]
+def split_columns(schema: Any, label: str | None) -> list[str]:
+    """Name the columns, besides that of the labels, that may say in which split a row is."""
+    return [name for name in schema.names if name.lower() in SPLIT_COLUMNS and name != label]
 
 
 def _list_kinds() -> tuple[Any, ...]:

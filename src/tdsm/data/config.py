@@ -59,7 +59,9 @@ class DataConfig(Settings):
         "where the source has no validation split.",
     )
     image_column: str | None = Field(None, description="Column of the images in a table.")
-    label_column: str | None = Field(None, description="Column of the labels in a table, or their key in .json files.")
+    label_column: str | None = Field(
+        None, description="Column of the labels in a table, or beside images; their key in .json files."
+    )
     skip_bad: bool = Field(False, description="Leave out images that cannot be read, and list them, instead of ending.")
     follow_links: bool = Field(False, description="Follow links that lead out of a folder of images.")
     drop_duplicates: bool = Field(

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tdsm.base.errors import DataError
+from tdsm.base.errors import DataError, UsageError
 from tdsm.data.config import DataConfig
 from tdsm.data.decode import MAX_LISTED, refuse_bad
+from tdsm.data.listed import FILE, listed_labels
 from tdsm.data.names import SplitName, is_neutral, natural_key, split_name
 from tdsm.data.source import Fetch, Source, encode_labels, unlabelled
-from tdsm.data.walk import Found, walk
+from tdsm.data.walk import LABEL_TABLES, Found, walk
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".xml", ".mat", ".xlsx")  # in which labels of images are kept
 
@@ -35,8 +36,9 @@ def load_folder(where: str, config: DataConfig) -> Source:
 
     Splits are called train, validation or test (Training, val, dev, seg_test, test2017, ...). A folder that holds but
     one folder is entered, and ROOT is what lies in it; so is `images` as the one folder of a split. Files may lie
-    deeper below their class. Classes and files stand in natural order. Files that are no images are ignored and
-    counted. Links are followed to files inside ROOT only, unless `follow_links` is set.
+    deeper below their class. Where no folder names a class, or `label_column` is set, labels are read from a
+    metadata.csv or .jsonl beside the images. Classes and files stand in natural order. Files that are no images are
+    ignored and counted. Links are followed to files inside ROOT only, unless `follow_links` is set.
 
     Raises:
         DataError: If some folders are splits by their names and others beside them are not, all classes hold the same
@@ -51,22 +53,58 @@ def load_folder(where: str, config: DataConfig) -> Source:
     if not found.images:
         raise DataError(f"{root}: no images here (seen: {found.listed()}). Expected ROOT/CLASS/images.")
     splits, notes = arrange(found, root)
-    values = {split: _labels(images) for split, images in splits.items()}
-    classes, labels = encode_labels(values)
     paths = {split: [image.path for image in images] for split, images in splits.items()}
+    values, said = _labels(found, root, splits, config)
+    classes, labels = encode_labels(values)
     fetch = {split: _fetch(listed, root) for split, listed in paths.items()}
-    files = partial(_files, root, paths)
-    notes = (*found.notes(), *notes, *([] if classes else _table_note(found)))
-    return Source(classes, labels, fetch, notes, tuple(found.refused), made_of=files)
+    files = partial(_files, root, paths, found.tables)
+    return Source(classes, labels, fetch, (*found.notes(), *notes, *said), tuple(found.refused), made_of=files)
 
 
-def _table_note(found: Found) -> list[str]:
-    """Say, of images without class folders, that labels in tables beside them are not read."""
-    kinds = sorted(kind for kind in found.ignored if kind in TABLES)
+def _labels(
+    found: Found, root: Path, splits: Mapping[str, list[Image]], config: DataConfig
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the labels of each split, from folders or from tables beside the images, and what is to be said of it."""
+    paths = {split: [image.path for image in images] for split, images in splits.items()}
+    listed = listed_labels(root, found.tables, paths, config.label_column)
+    if listed is None and config.label_column is not None:
+        raise UsageError(f"{root}: label_column is for {' or '.join(LABEL_TABLES)} beside images; none is here.")
+    named = {split: _folder_labels(images) for split, images in splits.items()}
+    has_folders = any(labels.dtype.kind == "U" for labels in named.values())
+    if listed is not None and has_folders and config.label_column is None:
+        _refuse_contradiction(named, listed, root, found.tables[0])
+    if listed is None or (has_folders and config.label_column is None):
+        return named, [] if has_folders else _unread(found)
+    return listed, [f"Labels are those of {', '.join(found.tables[:MAX_LISTED])}."]
+
+
+def _refuse_contradiction(
+    named: Mapping[str, np.ndarray], listed: Mapping[str, np.ndarray], root: Path, table: str
+) -> None:
+    """Refuse labels of a table that are not the folders' under other names."""
+    both = [(named[split], listed[split]) for split in named]
+    pairs = {
+        pair
+        for folders, labels in both
+        if folders.dtype.kind == labels.dtype.kind == "U"
+        for pair in zip(folders.tolist(), labels.tolist(), strict=True)
+    }
+    if len(pairs) > min(len({folder for folder, _ in pairs}), len({label for _, label in pairs})):
+        raise DataError(
+            f"{root}: folders and {table} sort the images differently. Expected one reading. Set label_column to read "
+            "the table, or move it away to read the folders."
+        )
+
+
+def _unread(found: Found) -> list[str]:
+    """Say, of images without labels, which tables that may hold them are not read."""
+    kinds = [f"{kind} files" for kind in sorted(found.ignored) if kind in TABLES]
+    kinds += [f"{name}, without columns {FILE} and label (see label_column)" for name in found.tables]
     said = (
-        "labels in them are not read. Put images into a folder for each class, or write images and labels as parquet."
+        "labels in them are not read. Put images into a folder for each class, name files and labels in a "
+        f"metadata.csv ({FILE},label), or write images and labels as parquet."
     )
-    return [f"Beside the images lie {' and '.join(kinds)} files; {said}"] if kinds else []
+    return [f"Beside the images lie {' and '.join(kinds)}; {said}"] if kinds else []
 
 
 def arrange(found: Found, root: Path) -> tuple[dict[str, list[Image]], tuple[str, ...]]:
@@ -223,14 +261,14 @@ def _refuse_empty(classes: list[str], filled: set[str | None], folder: Path) -> 
         raise DataError(f"{folder}: class folders without images: {empty[:MAX_LISTED]}. Fill or remove them.")
 
 
-def _labels(images: list[Image]) -> np.ndarray:
+def _folder_labels(images: list[Image]) -> np.ndarray:
     if images and images[0].label is None:
         return unlabelled(len(images))
     return np.array([image.label for image in images], dtype=str)
 
 
-def _files(root: Path, paths: Mapping[str, list[str]]) -> Iterator[Path]:
-    return (root / path for listed in paths.values() for path in listed)
+def _files(root: Path, paths: Mapping[str, list[str]], tables: list[str]) -> Iterator[Path]:
+    return (root / path for listed in (*paths.values(), tables) for path in listed)
 
 
 def _fetch(paths: list[str], root: Path) -> Fetch:

@@ -31,7 +31,7 @@ SHOWN = 5  # skipped images in a note; all are in `Data.skipped`
 TABLES = ("parquet", "hub", "disk", "dataset")
 OPTIONS = {  # what only some sources can do, so that it is never set in vain
     "image_column": TABLES,
-    "label_column": (*TABLES, "tar"),
+    "label_column": (*TABLES, "tar", "folder"),
     "config": ("parquet", "hub", "tar", "idx"),
     "revision": ("hub",),
     "follow_links": ("folder",),

@@ -86,7 +86,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _labels(files: list[File], where: str) -> np.ndarray:
     """Read the labels of a split's files one after the other."""
-    for name in split_columns(files[0].table.schema_arrow, files[0].columns):
+    for name in split_columns(files[0].table.schema_arrow, files[0].columns.label):
         refuse_splits(_column(files, name), f"{where}: {name}")
     values = [_file_labels(file) for file in files if file.table.metadata.num_rows] or [unlabelled(0)]
     if len({labels.dtype.kind == "U" for labels in values}) > 1:

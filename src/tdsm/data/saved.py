@@ -70,7 +70,7 @@ def _source(dataset: Any, config: DataConfig, where: str, *, may_read_paths: boo
 
 
 def _labels(table: Any, columns: Columns, where: str) -> Any:
-    for name in split_columns(table.features.arrow_schema, columns):
+    for name in split_columns(table.features.arrow_schema, columns.label):
         refuse_splits(table.select_columns([name])[:].column(name), f"{where}: {name}")
     if columns.label is None:
         return unlabelled(table.num_rows)

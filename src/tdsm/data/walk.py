@@ -26,15 +26,17 @@ OTHER_PICTURES: tuple[str, ...] = (
 )
 OTHER_PICTURES += (".hdr", ".dng", ".cr2", ".nef", ".arw", ".dcm")
 JUNK = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "$recycle.bin", "lost+found")
+LABEL_TABLES = ("metadata.csv", "metadata.jsonl")
 NOT_INSIDE = "not a file inside the data folder (a link?)"
 
 
 @dataclass
 class Found:
-    """Paths from the root, with slashes: images, folders; how many of what was ignored; (path, reason) refused."""
+    """Paths from the root, with slashes: images, folders, tables; how many were ignored; (path, reason) refused."""
 
     images: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)  # that may say what the images beside them show
     ignored: Counter[str] = field(default_factory=Counter)
     refused: list[tuple[str, str]] = field(default_factory=list)
 
@@ -112,7 +114,9 @@ def _can(question: Callable[..., bool], **options: bool) -> bool:
 
 
 def _sort_file(found: Found, entry: os.DirEntry[str], path: str, root: Path, follow_links: bool) -> None:
-    if not is_image(entry.name):
+    if entry.name.lower() in LABEL_TABLES and _can(entry.is_file):
+        found.tables.append(path)
+    elif not is_image(entry.name):
         found.ignored[_ending(entry.name)] += 1
     elif not _can(entry.is_file) or (entry.is_symlink() and not follow_links and not _is_inside(entry.path, root)):
         found.refused.append((path, NOT_INSIDE))
