@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from tdsm.base.errors import DataError, UsageError
+from tdsm.base.text import count_of
 from tdsm.data.hashes import image_hashes
 from tdsm.data.mapped import MappedImages
 
@@ -28,6 +29,8 @@ class ImageSet:
 
     >>> images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
     >>> pets = ImageSet(images, torch.tensor([0, 1, 1]), torch.tensor([4, 7, 9]), ("cat", "dog"))
+    >>> pets
+    <ImageSet of 3 images, 8×8, 1 channel, 2 class names>
     >>> len(pets), pets.subset([2, 0]).ids, pets.floats([0]).shape
     (3, tensor([9, 4]), torch.Size([1, 1, 8, 8]))
 
@@ -67,6 +70,15 @@ class ImageSet:
     def __len__(self) -> int:
         """Count the samples."""
         return len(self.images)
+
+    def __repr__(self) -> str:
+        """Say what is held, not every pixel."""
+        counts = (
+            count_of(len(self), "image"),
+            count_of(self.channels, "channel"),
+            count_of(len(self.classes), "class name"),
+        )
+        return "<ImageSet of {}, {}×{}, {}, {}>".format(counts[0], *self.size, *counts[1:])
 
     @property
     def has_labels(self) -> bool:
