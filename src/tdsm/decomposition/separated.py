@@ -19,7 +19,7 @@ by r, at most ε^(−1/2) = 316 times.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,10 +43,6 @@ class Ending(NamedTuple):
     weight: Float[Tensor, "channels width"]
     bias: Float[Tensor, " channels"]
     eps: float
-
-    def __call__(self, y: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch channels"]:
-        """Return the values."""
-        return F.linear(F.layer_norm(y, y.shape[-1:], eps=self.eps), self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -87,12 +83,14 @@ def prepare(
         fold: Take W_c W_2 into the rows of u where that is possible: gated, one channel.
     """
     norms = [readout.norm] if readout.final_norm is None else [readout.norm, readout.final_norm]
-    weights = [x for x in vars(readout).values() if isinstance(x, Tensor)]
+    weights = [getattr(readout, name) for name in WEIGHTS]
     inputs = [queries, *weights, *(x for norm in norms for x in (norm.weight, norm.bias))]
     key = (reduction, fold, *(norm.eps for norm in norms))
     return _prepared(key, inputs, lambda: _prepare(readout, queries, reduction, fold))
 
 
+# Of a readout. By name: torch.compile of the oldest torch allowed cannot list the fields of a dataclass.
+WEIGHTS = ("hidden_weight", "hidden_bias", "output_weight", "output_bias", "channel_weight", "channel_bias")
 _prepared: Kept[Separated] = Kept(KEPT_BYTES)
 
 
@@ -134,12 +132,12 @@ def _prepare(readout: Readout, queries: Float[Tensor, "points width"], reduction
 def _widened(readout: Readout, dtype: torch.dtype) -> Readout:
     """Return a readout in the dtype that sums are accumulated in."""
 
-    def widen(x: Any) -> Any:
-        if isinstance(x, Norm):
-            return Norm(x.weight.to(dtype), x.bias.to(dtype), x.eps)
-        return x.to(dtype) if isinstance(x, Tensor) else x
+    def widen(norm: Norm) -> Norm:
+        return Norm(norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
 
-    return Readout(**{name: widen(x) for name, x in vars(readout).items()})
+    final_norm = None if readout.final_norm is None else widen(readout.final_norm)
+    weights = {name: getattr(readout, name).to(dtype) for name in WEIGHTS}
+    return Readout(widen(readout.norm), **weights, final_norm=final_norm)
 
 
 def _through(norm: Norm, weight: Float[Tensor, "rows width"], bias: Float[Tensor, " rows"]) -> tuple[Tensor, Tensor]:
@@ -208,7 +206,8 @@ def _decode_rows(
     linear = values if separated.channel_weight is None else F.linear(values, separated.channel_weight)
     maps = gated.add_(separated.query_linear).add_(linear[:, None])
     if separated.ending is not None:
-        maps = separated.ending(maps)
+        weight, bias, eps = separated.ending
+        maps = F.linear(F.layer_norm(maps, maps.shape[-1:], eps=eps), weight, bias)
     if separated.reduction == "l2":
         maps = torch.linalg.vector_norm(maps, dim=-1)
     elif separated.reduction == "mean":

@@ -61,12 +61,12 @@ class Readout:
 
 class TokenField(nn.Module):
     """The interface of a decomposable model. Implement the seven methods that raise; leave `decode` as it is.
-    Of
-       these, `component_images` and what is made of them ask for all but `query_heads` and `token_heads`.
 
-       Two attributes say what the decoder can express. `has_query_residual`: the readout sees the query itself,
-       not only what was attended. `has_nonlinear_readout`: query and attended vector meet in a nonlinearity.
-       Without both, the component images of solo decoding carry no space.
+    Of these, `component_images` and what is made of them ask for all but `query_heads` and `token_heads`.
+
+    Two attributes say what the decoder can express. `has_query_residual`: the readout sees the query itself, not only
+    what was attended. `has_nonlinear_readout`: query and attended vector meet in a nonlinearity. Without both, the
+    component images of solo decoding carry no space.
     """
 
     has_query_residual: bool
