@@ -61,6 +61,9 @@ READERS: dict[str, Reader] = {
     "max": Reader(HeadConfig(kind="max"), "spatial maximum, linear"),
     "linear": Reader(HeadConfig(kind="flatten"), "all values, linear"),
     "mlp": Reader(HeadConfig(kind="flatten", hidden_dim=256), "all values, one hidden layer"),
+    "mlp_dropout": Reader(
+        HeadConfig(kind="flatten", hidden_dim=512, dropout=0.5), "all values, one hidden layer, half of it dropped"
+    ),
     "cnn1": Reader(HeadConfig(kind="cnn", kernel_size=1, pooling="mean"), "1×1 convolutions, average", "places"),
     "cnn": Reader(HeadConfig(kind="cnn", width=32), "3×3 convolutions, all places, linear", "places"),
     "resnet": Reader(HeadConfig(kind="resnet", width=16, depth=1), "a small residual network", "places"),
