@@ -8,7 +8,7 @@ set -eu
 preset=$1 source=$2 run=$3 side=$4
 features="tokens values reconstruction tdsm additive attention leave_one_out additive+attention additive+reconstruction"
 rows="majority pixels-ridge pixels-mlp pixels-resnet reconstruction-resnet additive-resnet additive+attention-resnet"
-for feature in $features; do rows="$rows $feature-ridge $feature-mlp"; done
+for feature in $features; do rows="$rows $feature-ridge $feature-mlp $feature-mlp_dropout"; done
 
 tdsm train --preset "$preset" --data.source "$source" --run "$run" --resume
 # shellcheck disable=SC2086 # one argument a row
