@@ -84,6 +84,15 @@ def test_a_table_that_is_none_is_refused(tmp_path):
         load(tmp_path)
 
 
+def test_a_table_that_is_a_link_leading_outside_is_refused_like_an_image(tmp_path):
+    fill(tmp_path / "set", classes=("",), count=20)
+    write(tmp_path / "labels.csv", table(names(tmp_path / "set"), ["a", "b"] * 10))
+    (tmp_path / "set" / "metadata.csv").symlink_to(tmp_path / "labels.csv")
+    with pytest.raises(DataError, match=r"metadata\.csv: not a file inside the data folder"):
+        load(tmp_path / "set")
+    assert load(tmp_path / "set", follow_links=True).train.classes == ("a", "b")
+
+
 def test_rows_of_several_splits_in_one_table_are_refused(tmp_path):
     fill(tmp_path, classes=("",), count=4)
     write(tmp_path / "metadata.csv", b"file_name,label,split\na.png,x,train\nb.png,y,test\n")

@@ -114,14 +114,13 @@ def _can(question: Callable[..., bool], **options: bool) -> bool:
 
 
 def _sort_file(found: Found, entry: os.DirEntry[str], path: str, root: Path, follow_links: bool) -> None:
-    if entry.name.lower() in LABEL_TABLES and _can(entry.is_file):
-        found.tables.append(path)
-    elif not is_image(entry.name):
+    is_table = entry.name.lower() in LABEL_TABLES
+    if not is_table and not is_image(entry.name):
         found.ignored[_ending(entry.name)] += 1
     elif not _can(entry.is_file) or (entry.is_symlink() and not follow_links and not _is_inside(entry.path, root)):
         found.refused.append((path, NOT_INSIDE))
     else:
-        found.images.append(path)
+        (found.tables if is_table else found.images).append(path)
 
 
 def _is_inside(path: str, root: Path) -> bool:
