@@ -54,7 +54,7 @@ def load_folder(where: str, config: DataConfig) -> Source:
         raise DataError(f"{root}: no images here (seen: {found.listed()}). Expected ROOT/CLASS/images.")
     splits, notes = arrange(found, root)
     paths = {split: [image.path for image in images] for split, images in splits.items()}
-    values, said = _labels(found, root, splits, config)
+    values, said = _labels(found, root, splits, paths, config)
     classes, labels = encode_labels(values)
     fetch = {split: _fetch(listed, root) for split, listed in paths.items()}
     files = partial(_files, root, paths, found.tables)
@@ -62,10 +62,13 @@ def load_folder(where: str, config: DataConfig) -> Source:
 
 
 def _labels(
-    found: Found, root: Path, splits: Mapping[str, list[Image]], config: DataConfig
+    found: Found,
+    root: Path,
+    splits: Mapping[str, list[Image]],
+    paths: Mapping[str, list[str]],
+    config: DataConfig,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Return the labels of each split, from folders or from tables beside the images, and what is to be said of it."""
-    paths = {split: [image.path for image in images] for split, images in splits.items()}
     listed = listed_labels(root, found.tables, paths, config.label_column)
     if listed is None and config.label_column is not None:
         raise UsageError(f"{root}: label_column is for {' or '.join(LABEL_TABLES)} beside images; none is here.")

@@ -73,12 +73,9 @@ class ImageSet:
 
     def __repr__(self) -> str:
         """Say what is held, not every pixel."""
-        counts = (
-            count_of(len(self), "image"),
-            count_of(self.channels, "channel"),
-            count_of(len(self.classes), "class name"),
-        )
-        return "<ImageSet of {}, {}×{}, {}, {}>".format(counts[0], *self.size, *counts[1:])
+        size = "×".join(map(str, self.size))
+        kinds = f"{count_of(self.channels, 'channel')}, {count_of(len(self.classes), 'class name')}"
+        return f"<ImageSet of {count_of(len(self), 'image')}, {size}, {kinds}>"
 
     @property
     def has_labels(self) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,16 +115,16 @@ class Store:
         wanted, step = tuple(names or self.features), self.about["shard_samples"]
         rows = Rows(torch.from_numpy(self.ids(split)), torch.from_numpy(self.labels(split)), self.classes)
 
-        def table(index: int, count: int) -> Any:
-            part = slice(index * step, index * step + count)
-            values = {name: self._shard(name, split, index)[:count].numpy() for name in wanted}
-            return arrow_table(values, Rows(rows.ids[part], rows.labels[part], rows.classes))
-
-        def batches() -> Iterator[Any]:
+        def tables() -> Iterator[Any]:
             for index, samples in enumerate(shard_ranges(len(rows.ids), step)):
-                yield from table(index, len(samples)).to_batches()
+                part = slice(samples.start, samples.stop)
+                values = {name: self._shard(name, split, index).numpy() for name in wanted}
+                yield arrow_table(values, Rows(rows.ids[part], rows.labels[part], rows.classes))
 
-        return pa.RecordBatchReader.from_batches(table(0, 0).schema, batches())
+        rest = tables()
+        first = next(rest)  # which says the columns
+        batches = (batch for table in chain([first], rest) for batch in table.to_batches())
+        return pa.RecordBatchReader.from_batches(first.schema, batches)
 
     def pandas(self, split: str, names: Sequence[str] = ()) -> Any:
         """Return samples as a pandas frame: id, label, class, and each feature as a flat list a sample.
