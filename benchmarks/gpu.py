@@ -4,10 +4,11 @@
     tiles     forward and backward over tiles and warps; the best are what `gpu.TILE` should be
     erf       the same kernel with the library's erf instead of the polynomial's power
     rows      600 000 rows in one call, more than a grid axis of 65 535 holds
-    whole     `tdsm bench`: loops, exact, maps, pixels to map and a fine-tuning step, in float32 and bfloat16
+    whole     `tdsm bench`: loops, exact, maps, pixels to map and a fine-tuning step
 
-Each part runs in a process of its own, so that one that fails leaves the others standing; its failure is written down.
-Not yet run on a GPU. `--rehearse` takes the same steps with tiny sizes through Triton's interpreter on a CPU.
+Each part runs in a process of its own, so that one that fails, or takes more than its minutes, leaves the others
+standing; that is written down. Kernels of all tiles are compiled beforehand, in as many processes as there are cores;
+nothing else runs while something is timed. `--rehearse` takes the same steps with tiny sizes through Triton's interpreter on a CPU.
 """
 
 import argparse
@@ -15,16 +16,19 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from itertools import product
 from pathlib import Path
 from statistics import median
 
 PARTS = ("check", "tiles", "erf", "rows", "whole")
-TILES = [(8, 8, 16), (4, 16, 16), (16, 4, 16), (16, 8, 16), (8, 16, 16), (8, 8, 32), (4, 8, 32), (4, 4, 64)]
-WARPS = (2, 4, 8)
+TILES = [(8, 8, 16), (4, 16, 16), (16, 8, 16), (8, 16, 16), (8, 8, 32), (4, 4, 64)]
+WARPS = (4, 8)
 WHOLE = ["loop", "loop-compiled", "loop-bf16", "loop-bf16-compiled", "exact", "exact-mean", "encode", "pixels-to-tdsm"]
 ROUNDS = 20
+CHOICES = list(product(TILES, WARPS))
+MOST_SECONDS = 120  # of a part
 
 
 def device():
@@ -81,7 +85,7 @@ def tiles(rehearse, choices=None):
     from tdsm.decomposition.kernels import gpu
 
     rows, rounds = [], 1 if rehearse else ROUNDS
-    for (bt, bp, bm), warps in choices or list(product(TILES, WARPS))[: 2 if rehearse else None]:
+    for (bt, bp, bm), warps in choices or CHOICES[: 2 if rehearse else None]:
         gpu.TILE.update(BT=bt, BP=bp, BM=bm, num_warps=warps)
         row = {"tile": f"{bt} × {bp} × {bm}", "warps": warps}
         for name, channels in (("mean", 0), ("rgb", 3)):
@@ -136,15 +140,31 @@ def whole(rehearse):
     if rehearse:
         field = FieldConfig(widths=(16,), num_latents=4, mapping_dim=6, processor_depth=1)
         return run_bench(BenchConfig(field=field, side=(4,), cases=("exact", "encode"), repeats=1, growth=False))
-    cases, dtypes = (*WHOLE, "finetune"), ("float32", "bfloat16")
-    return run_bench(BenchConfig(device="cuda", batch=(1, 64), dtype=dtypes, cases=cases, growth=False))
+    cases = (*WHOLE, "additive", "finetune", "gated-floor")
+    return run_bench(BenchConfig(device="cuda", batch=(1, 64), cases=cases, growth=False, seconds=2.0))
+
+
+def compile_all(rehearse):
+    """Compile the kernels of every tile, each in a process of its own, and leave them in Triton's cache."""
+
+    def compile_one(number):
+        code = f"import sys; sys.argv = ['']; import gpu; gpu.ROUNDS = 1; gpu.tiles(False, [gpu.CHOICES[{number}]])"
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, timeout=MOST_SECONDS)
+
+    if not rehearse:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(compile_one, range(len(CHOICES))))
 
 
 def run_part(name, rehearse):
     """Run a part in a process of its own; return what it found, or the last line of why it failed."""
     command = [sys.executable, __file__, "--part", name, *(["--rehearse"] if rehearse else [])]
     environment = os.environ | ({"TRITON_INTERPRET": "1"} if rehearse else {})
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    most = None if rehearse else MOST_SECONDS
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=most)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {MOST_SECONDS} s"}
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
     return json.loads(done.stdout.splitlines()[-1])
@@ -192,10 +212,11 @@ def main():
     from tdsm.base.io import write_text
 
     found = {}
+    compile_all(arguments.rehearse)
     for name in PARTS:
         print(name, file=sys.stderr, flush=True)
         found[name] = run_part(name, arguments.rehearse)
-    write_text(arguments.result, markdown(found, describe_environment()))
+        write_text(arguments.result, markdown(found, describe_environment()))
     return int(any(isinstance(result, dict) and "failed" in result for result in found.values()))
 
 

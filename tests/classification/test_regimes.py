@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdsm.base.errors import CheckpointError, DataError, NonFiniteError
+from tdsm.base.errors import CheckpointError, DataError, NonFiniteError, UsageError
 from tdsm.base.randomness import generator
 from tdsm.classification import regimes as module
 from tdsm.classification.config import RegimeConfig
@@ -19,6 +19,7 @@ from tdsm.classification.regimes import (
     schedule,
 )
 from tdsm.features.config import MapConfig
+from tdsm.features.extract import compute_features
 from tdsm.models.field import NeuralField
 from tdsm.training import engine
 from tdsm.training.reconstruction import reconstruction_quality
@@ -104,6 +105,39 @@ def test_reconstruction_is_kept_when_it_is_asked_for(field, tmp_path):
     )
     quality = [reconstruction_quality(model.field, digits().test)["psnr"] for model in (lost, kept)]
     assert quality[1] > quality[0] + 0.5
+
+
+@pytest.mark.parametrize("features", ["tokens", "reconstruction", "additive", "pixels"])
+def test_a_head_reads_the_feature_it_is_asked_to(field, tmp_path, features):
+    model, _ = fit(field, config(regime="frozen", features=features, epochs=1), tmp_path)
+    images, _ = batch()
+    read = compute_features(field, images, [features], MapConfig(dtype="float32"))[features]
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), model.head(read))
+
+
+def test_the_encoder_learns_through_its_tokens_alone(field, tmp_path):
+    model, _ = fit(field, config(features="tokens"), tmp_path)
+    changed = {
+        name.split(".")[0] for name, value in state(field).items() if not torch.equal(value, state(model.field)[name])
+    }
+    assert changed == {"encoder", "processor"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"features": "token"},
+            r"--features token: unknown, perhaps you meant 'tokens'; expected one of pixels, tokens",
+        ),
+        ({"features": "tokens", "token_drop": 0.5}, "--token-drop blanks maps of tokens, which tokens are not"),
+    ],
+)
+def test_a_feature_that_cannot_be_read_so_is_refused(field, tmp_path, changes, words):
+    with pytest.raises(UsageError, match=words):
+        fit(field, config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_too_few_images_for_a_batch_are_named(field, tmp_path):

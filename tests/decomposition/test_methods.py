@@ -227,3 +227,5 @@ def test_a_method_that_holds_every_token_gets_smaller_blocks(field):
     few = default_chunk(method, 200, queries)
     assert few < default_chunk(replace(method, holds_every_token=False), 200, queries) / 8
     assert few == 64 * 2**20 // ((16 * 200 + 8 * 16 * 200) * 8)
+    elsewhere = torch.empty_like(queries, device="meta")  # a device that is no CPU
+    assert default_chunk(method, 200, elsewhere) == 2**30 // ((16 * 200 + 8 * 16 * 200) * 8)

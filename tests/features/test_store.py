@@ -122,3 +122,21 @@ def test_features_held_in_memory_share_one_limit(monkeypatch):
     assert torch.equal(first[torch.arange(25)], second[torch.arange(25)])
     del first
     assert len(FeatureRows(shards).shards) == 1
+
+
+def test_rows_stay_where_they_are_without_a_gpu_or_room_on_it(monkeypatch):
+    rows = FeatureRows([torch.arange(10.0), torch.arange(15.0)])  # 100 bytes
+    monkeypatch.setattr(store, "room", lambda device: 199)
+    assert rows.near(torch.device("cuda")) is rows
+    assert rows.near(torch.device("cpu")) is rows
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("memory", [0, 2**20])
+def test_rows_on_a_gpu_read_as_they_did(monkeypatch, memory):
+    monkeypatch.setattr(store, "MEMORY_BYTES", memory)
+    rows = FeatureRows([torch.randn(4, 3).half(), torch.randn(5, 3).half()])
+    near, indices = rows.near(torch.device("cuda")), torch.tensor([8, 0, 3, 4])
+    assert (near.shards[0].dtype, near.shards[0].device.type, near.shape) == (torch.float16, "cuda", (9, 3))
+    assert torch.equal(near[indices].cpu(), rows[indices])
+    assert near.near(torch.device("cuda")) is near

@@ -12,7 +12,8 @@ def found():
     """Three seeds of one regime and one of another."""
     results, is_right = [], {}
     for regime, seed, correct in [("finetune", 0, 50), ("finetune", 1, 60), ("finetune", 2, 70), ("frozen", 0, 40)]:
-        entry = {"regime": regime, "settings": {"head": {"kind": "cnn"}}, "n_test": 100, "validation_accuracy": 0.5}
+        settings = {"head": {"kind": "cnn"}, "features": "tdsm"}
+        entry = {"name": regime, "regime": regime, "settings": settings, "n_test": 100, "validation_accuracy": 0.5}
         results.append(entry | {"psnr_before": 24.0, "psnr_after": 20.0 + seed})
         is_right.setdefault(regime, []).append(torch.arange(100) < correct)
     return results, {name: torch.stack(rows) for name, rows in is_right.items()}

@@ -23,3 +23,9 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
         raise ResourceError(f"--device {name}: torch sees {count} CUDA devices here. Use --device auto or cpu.")
     return device
+
+
+def room(device: torch.device) -> int:
+    """Return how many bytes may still be taken of a GPU's memory, those that torch holds and does not use included."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept

@@ -119,6 +119,16 @@ class RegimeConfig(LoopConfig):
         description="frozen: the head alone. finetune: head and field, through the decoder. two_stage: the head alone, "
         "then both at small rates, classifying and reconstructing.",
     )
+    features: str = Field(
+        "tdsm",
+        description="What the head reads: tdsm, the maps of the settings, or what they are compared with, trained "
+        "likewise: tokens, reconstruction, pixels and others.",
+    )
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
+        description="Under which it is kept and shown; made of regime and features if not set.",
+    )
     head: HeadConfig = Field(HeadConfig(), description="The head.")
     seeds: Positive = Field(1, description="Seeds of head and order.")
     epochs: Positive = Field(5, description="Passes over the training images in each phase.")
@@ -136,3 +146,12 @@ class RegimeConfig(LoopConfig):
     token_drop: float = Field(0.0, ge=0, lt=1, description="Share of tokens whose maps are blanked in a step.")
     tracker: Tracker = Field("none", description=TRACKER)
     augment: AugmentConfig = Field(AugmentConfig(), description="Random changes of the training images.")
+
+    @property
+    def label(self) -> str:
+        """The name under which it is kept and shown.
+
+        >>> RegimeConfig(regime="frozen").label, RegimeConfig(features="tokens").label
+        ('frozen', 'finetune-tokens')
+        """
+        return self.name or (self.regime if self.features == "tdsm" else f"{self.regime}-{self.features}")

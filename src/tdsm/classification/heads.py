@@ -28,7 +28,8 @@ Logits = Float[Tensor, "batch classes"]
 class Head(nn.Module):
     """A head is made for a number of maps and classes, for maps of a size, as settings say, and gives class scores."""
 
-    needs_size: ClassVar[bool] = False  # reads maps of one size only, every value of them standardised by itself
+    needs_size: ClassVar[bool] = False  # reads maps of one size only, every value of them centred by itself
+    convolves: ClassVar[bool] = False  # weighs alike at every place, so that a channel's places must share a scale
     is_solved: ClassVar[bool] = False  # fitted at once by `solve` instead of step by step
     width_option: ClassVar[str | None] = None  # the setting that makes it wider
     width_multiple: ClassVar[int] = 1  # what its width must divide by to be used in full
@@ -134,7 +135,7 @@ class Ridge(Head):
 class Convolutions(Head):
     """Convolve (1×1 or 3×3, halving the size between 3×3 ones), then one linear layer on all places or their mean."""
 
-    needs_size, width_option = True, "width"
+    needs_size, convolves, width_option = True, True, "width"
 
     def __init__(self, num_maps: int, num_classes: int, size: tuple[int, int], config: HeadConfig):
         super().__init__(num_maps, num_classes, size, config)
@@ -166,7 +167,7 @@ class ResidualNetwork(Head):
     Group normalisation keeps images apart: what is computed of one does not depend on the others of its batch.
     """
 
-    needs_size, width_option, width_multiple = True, "width", GROUP
+    needs_size, convolves, width_option, width_multiple = True, True, "width", GROUP
 
     def __init__(self, num_maps: int, num_classes: int, size: tuple[int, int], config: HeadConfig):
         super().__init__(num_maps, num_classes, size, config)
@@ -257,7 +258,9 @@ class TDSMClassifier(nn.Module):
 
     Maps are standardised first, by the statistics that `fit_statistics` took from training maps; before that they pass
     unchanged. A head for maps of one size has statistics of every value, others of every channel: where a map differs
-    more between places than between images, as attention does, a channel's deviation would hide the images.
+    more between places than between images, as attention does, a channel's deviation would hide the images. Heads that
+    convolve have means of every value, and one deviation a channel, of the centred values: where a token contributes
+    next to nothing, a deviation of the place's own would make noise as large as what it contributes elsewhere.
 
     >>> TDSMClassifier(num_tokens=64, num_classes=10, pool="avg")(torch.zeros(2, 32, 32, 64)).shape
     torch.Size([2, 10])

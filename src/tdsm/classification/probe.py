@@ -37,6 +37,10 @@ class Samples:
     labels: Int[Tensor, " samples"]
     is_spatial: bool = False  # whether height and width are those of the image, so that they may be moved like it
 
+    def near(self, device: torch.device) -> "Samples":
+        """Move the features to a GPU if there is room for them."""
+        return Samples(self.features.near(device), self.labels, self.is_spatial)
+
 
 @dataclass(frozen=True, eq=False)
 class Choice:
@@ -73,6 +77,7 @@ def fit_head(
         NonFiniteError: If loss or weights are not finite for any of the settings.
         UsageError: If there are more samples and features than the head can be solved for.
     """
+    train, validation = (samples.near(torch.device(device)) for samples in (train, validation))
     if HEADS[head.kind].is_solved:
         return _solve(head, train, validation, num_classes, config, device)
     start = partial(_fit_once, head, statistics_for(head, train), train, validation, num_classes, config, seed, device)
@@ -91,6 +96,7 @@ def fit_seeds(
     Every seed keeps its own epoch, the one that is best on validation. A head that is solved has no seed, and comes
     once.
     """
+    train, validation = (samples.near(torch.device(device)) for samples in (train, validation))
     first = fit_head(head, train, validation, num_classes, config, seed, device)
     if HEADS[head.kind].is_solved:
         return [first]
@@ -178,8 +184,12 @@ def statistics_of(
 
 
 def statistics_for(head: HeadConfig, train: Samples) -> tuple[Float[Tensor, "*size maps"], Float[Tensor, "*size maps"]]:
-    """Return what a head standardises by: of every value if it is for maps of one size, else of every channel."""
-    return statistics_of(train, by_place=HEADS[head.kind].needs_size)
+    """Return the mean and the deviation that a head standardises by, as `TDSMClassifier` says."""
+    kind = HEADS[head.kind]
+    mean, deviation = statistics_of(train, by_place=kind.needs_size)
+    if kind.convolves:
+        deviation = deviation.square().mean((0, 1)).sqrt().expand_as(mean)
+    return mean, deviation
 
 
 def new_head(

@@ -1,9 +1,10 @@
 """Train a head with its field: frozen, fine-tuned through the decoder, or in two stages.
 
-    loss = λ_cls · CE(head(tdsm(x)), y) + λ_rec · ‖decode(encode(x)) − x‖² / size
+    loss = λ_cls · CE(head(features(x)), y) + λ_rec · ‖decode(encode(x)) − x‖² / size
 
-A regime is a sequence of phases, in each of which the field learns or stands still. Gradients pass through the maps of
-all tokens, by the exact decoding.
+A regime is a sequence of phases, in each of which the field learns or stands still. The head reads the maps of all
+tokens, and gradients pass through their exact decoding; or another feature, so that the same training tells what
+decoding adds.
 """
 
 import copy
@@ -17,15 +18,17 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tdsm.base.errors import DataError
-from tdsm.base.randomness import derive_seed, generator
+from tdsm.base.errors import DataError, UsageError
+from tdsm.base.randomness import generator
+from tdsm.base.registry import nearest
 from tdsm.classification.config import RegimeConfig
-from tdsm.classification.heads import TDSMClassifier, make_head
-from tdsm.classification.probe import accuracy_of
+from tdsm.classification.heads import TDSMClassifier
+from tdsm.classification.probe import Samples, accuracy_of, new_head, statistics_for
 from tdsm.data import Data, ImageSet
 from tdsm.data.augment import augment
 from tdsm.features.config import MapConfig
-from tdsm.features.kinds import make_maps
+from tdsm.features.kinds import FEATURES, Encoded
+from tdsm.features.store import FeatureRows
 from tdsm.models.field import NeuralField
 from tdsm.training.engine import Phase, Task, train
 from tdsm.training.reconstruction import blocks_of
@@ -53,20 +56,26 @@ REGIMES: dict[str, Regime] = {
 
 
 class FieldClassifier(nn.Module):
-    """Images to class scores: field, maps of its tokens, head."""
+    """Images to class scores: field, a feature of its tokens, head."""
 
-    def __init__(self, field: NeuralField, head: TDSMClassifier, maps: MapConfig):
+    def __init__(self, field: NeuralField, head: TDSMClassifier, maps: MapConfig, features: str):
         super().__init__()
-        self.field, self.head, self.maps = field, head, maps
+        self.field, self.head, self.maps, self.features = field, head, maps, features
 
     def forward(self, images: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch classes"]:
         """Return class scores."""
-        return self.head(tdsm_of(self.field, images, self.field.encode(images), self.maps))
+        return self.head(self.read(images, self.field.encode(images)))
+
+    def read(self, images: Tensor, tokens: Tensor) -> Float[Tensor, "batch height width maps"]:
+        """Return what the head reads of images and their tokens."""
+        return read_features(self.field, images, tokens, self.maps, self.features)
 
 
-def tdsm_of(field: NeuralField, images: Tensor, tokens: Tensor, maps: MapConfig) -> Tensor:
-    """Return the maps (batch, height, width, maps) of images' tokens."""
-    return make_maps(field, tokens, maps, maps.size or tuple(images.shape[2:]))
+def read_features(field: NeuralField, images: Tensor, tokens: Tensor, maps: MapConfig, name: str) -> Tensor:
+    """Return a feature of images whose tokens are known."""
+    encoded = Encoded(field, images, maps)
+    encoded.tokens = tokens
+    return FEATURES[name].compute(encoded)
 
 
 def fit_regime(
@@ -90,6 +99,7 @@ def fit_regime(
 
     Raises:
         DataError: If the training set is smaller than a batch.
+        UsageError: If there is no such feature, or it has no maps of tokens to drop.
         CheckpointError: If the newest checkpoint was made from something else.
         NonFiniteError: If loss, gradient or weights are not finite; no checkpoint after that.
         KeyboardInterrupt: On Ctrl-C, after the step under way is done and saved; a second one ends at once.
@@ -111,19 +121,24 @@ def fit_regime(
 def new_classifier(
     field: NeuralField, images: ImageSet, maps: MapConfig, config: RegimeConfig, seed: int, device: torch.device | str
 ) -> FieldClassifier:
-    """Put a new head, standardised by the training maps of the field as it is, on a copy of the field."""
+    """Put a new head, standardised by the training features of the field as it is, on a copy of the field.
+
+    Raises:
+        UsageError: If there is no such feature.
+    """
+    if config.features not in FEATURES:
+        hint = nearest(config.features, FEATURES)
+        raise UsageError(f"--features {config.features}: unknown{hint}; expected one of {', '.join(FEATURES)}.")
+    if config.token_drop and not FEATURES[config.features].is_map:
+        raise UsageError(f"--token-drop blanks maps of tokens, which {config.features} are not. Leave it out.")
     field = copy.deepcopy(field)
     sample = torch.randperm(len(images), generator=generator(seed, "statistics"))[:STATISTICS_IMAGES]
     with torch.no_grad():
         parts = [images.floats(part).to(device) for part in sample.split(READ)]
-        shown = torch.cat([tdsm_of(field, part, field.encode(part), maps) for part in parts])
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(seed, "head"))
-        size = (shown.shape[1], shown.shape[2])
-        head = make_head(config.head, shown.shape[3], len(images.classes), size).to(device)
-    values = shown.double() if head.size else shown.double().flatten(0, 2)
-    head.fit_statistics(values.mean(0).float(), values.std(0, correction=0).float())
-    return FieldClassifier(field, head, maps)
+        shown = torch.cat([read_features(field, part, field.encode(part), maps, config.features) for part in parts])
+    samples = Samples(FeatureRows([shown]), images.labels[sample])
+    head = new_head(config.head, statistics_for(config.head, samples), samples, len(images.classes), seed)
+    return FieldClassifier(field, head.to(device), maps, config.features)
 
 
 class RegimeLoss(nn.Module):
@@ -175,7 +190,7 @@ def regime_task(
         return pixels, targets, regime.phases[step // length], uniform
 
     return Task(
-        name=config.regime,
+        name=config.label,
         model=model,
         loss=RegimeLoss(model, config),
         size=order.size,
@@ -213,7 +228,7 @@ def combined_loss(
     """
     with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
         tokens = model.field.encode(images)
-        maps = tdsm_of(model.field, images, tokens, model.maps)
+        maps = model.read(images, tokens)
     if uniform is not None:
         maps = torch.where(uniform[:, None, None] >= config.token_drop, maps, model.head.mean)
     scores = model.head(maps)

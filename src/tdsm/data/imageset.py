@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from tdsm.base.device import room
 from tdsm.base.errors import DataError, UsageError
 from tdsm.base.text import count_of
 from tdsm.data.hashes import image_hashes
@@ -132,7 +133,7 @@ class ImageSet:
 
     def near(self, device: torch.device) -> "ImageSet":
         """Move the images to a GPU if they take a quarter of its free memory at most; labels and ids stay."""
-        if device.type != "cuda" or self.images.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
+        if device.type != "cuda" or self.images.nbytes > room(device) // 4:
             return self
         moved = ImageSet(self.images.to(device), self.labels, self.ids, self.classes)
         return moved.with_hashes(self.hashes) if "hashes" in vars(self) else moved

@@ -19,7 +19,7 @@ from tdsm.decomposition.select import select_tokens
 from tdsm.decomposition.solo import missing_space
 from tdsm.tokenfield import TokenField, device_of, resolve_points
 
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = {"cpu": 2**26, "other": 2**30}  # of a block: what caches hold, or enough to fill a device
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,8 @@ def _in_blocks(
 def default_chunk(method: Method, num_tokens: int, queries: Queries) -> int:
     """Estimate what a (image, point) pair takes: weights of all heads, and hidden units of one or every token."""
     readouts = num_tokens if method.holds_every_token else 1
-    return max(1, BLOCK_BYTES // ((16 * num_tokens + 8 * queries.shape[1] * readouts) * queries.element_size()))
+    budget = BLOCK_BYTES.get(queries.device.type, BLOCK_BYTES["other"])
+    return max(1, budget // ((16 * num_tokens + 8 * queries.shape[1] * readouts) * queries.element_size()))
 
 
 def _join(blocks: list[Parts], *, axis: int, component_axis: int) -> Parts:

@@ -26,7 +26,7 @@ from tdsm.tokenfield import Readout, TokenField
 Step = Float[Tensor, "batch points width"]
 Gradient = Float[Tensor, "batch points channels width"]
 
-BLOCK_UNITS = {"cpu": 2**18, "other": 2**24}  # hidden units at once, a core's or a device's: they stay in cache
+BLOCK_UNITS = {"cpu": 2**18, "other": 2**26}  # hidden units at once, a core's or a device's: they stay in cache
 
 
 class Path(NamedTuple):

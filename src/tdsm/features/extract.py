@@ -32,7 +32,7 @@ def compute_features(field: NeuralField, images: Images, names: Iterable[str], c
     """
     field.eval()
     encoded = Encoded(field, images.to(next(field.parameters()).device), config)
-    return {name: _stored(name, FEATURES[name].compute(encoded).cpu(), config) for name in names}
+    return {name: _stored(name, FEATURES[name].compute(encoded), config).cpu() for name in names}
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from tdsm.base import io
+from tdsm.base.device import room
 from tdsm.base.errors import CheckpointError, ResourceError
 from tdsm.base.rows import Rows
 from tdsm.base.settings import differences
@@ -108,7 +109,8 @@ class FeatureRows:
     def __init__(self, shards: Sequence[Tensor]):
         mapped = Rows(shards)
         held: int = sum(rows.nbytes for rows in _HELD)
-        self.rows = Rows([torch.cat(list(shards))]) if held + mapped.nbytes <= MEMORY_BYTES else mapped
+        fits = mapped.parts[0].device.type == "cpu" and held + mapped.nbytes <= MEMORY_BYTES
+        self.rows = Rows([torch.cat(mapped.parts)]) if fits else mapped
         self.shape = mapped.shape
         self.nbytes: int = mapped.nbytes
         if self.rows is not mapped:
@@ -118,6 +120,15 @@ class FeatureRows:
     def shards(self) -> list[Tensor]:
         """Return the tensors that hold the rows, one after another."""
         return self.rows.parts
+
+    def near(self, device: torch.device) -> "FeatureRows":
+        """Move the rows to a GPU, as they are stored, if they take half of its free memory at most."""
+        if device.type != "cuda" or self.shards[0].is_cuda or self.nbytes > room(device) // 2:
+            return self
+        held = torch.empty(self.shape, dtype=self.shards[0].dtype, device=device)
+        for shard, start in zip(self.shards, self.rows.starts, strict=False):
+            held[start : start + len(shard)] = shard
+        return FeatureRows([held])
 
     def __len__(self) -> int:
         return self.shape[0]

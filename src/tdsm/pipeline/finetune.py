@@ -46,10 +46,10 @@ def train_regime(run: Run, config: RegimeConfig, number: int) -> dict[str, Any]:
     Raises:
         NonFiniteError: If the loss is not finite.
     """
-    path, made_from = run.path / FOLDER / config.regime / f"seed-{number}", regime_origin(run, config, number)
+    path, made_from = run.path / FOLDER / config.label / f"seed-{number}", regime_origin(run, config, number)
     if link.fault(path, made_from, holds=HOLDS) is not None:
         digest = hashlib.sha256(json.dumps(io.plain(made_from), sort_keys=True).encode()).hexdigest()[:12]
-        work = run.path / WORK / f"{config.regime}-{number}-{digest}"
+        work = run.path / WORK / f"{config.label}-{number}-{digest}"
         seed = derive_seed(run.config.seed, "regime", number)
         model, history = fit_regime(
             run.field, run.data, run.config.maps, config, seed, work, run.device, io.plain(made_from)
@@ -105,6 +105,7 @@ def _result(
     before = reconstruction_of(run)["psnr"]
     learns = any(REGIMES[config.regime].phases)
     return scores(predicted[None], run.data.test.labels, len(run.data.test.classes)) | {
+        "name": config.label,
         "regime": config.regime,
         "seed": number,
         "settings": config.model_dump(mode="json"),

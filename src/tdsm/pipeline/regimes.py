@@ -9,7 +9,7 @@ from torch import Tensor
 from tdsm.base.statistics import Interval, accuracy_interval
 from tdsm.base.text import NOTHING, Table, count_of, percent
 
-WORDS = ["regime", "head"]
+WORDS = ["name", "regime", "features", "head"]
 HEADINGS = [*WORDS, "seeds", "test accuracy (%)", "deviation", "95 % interval (%)", "validation (%)"]
 DECIBELS = ["dB before", "dB after"]
 MEANS = ("validation_accuracy", "psnr_before", "psnr_after")
@@ -20,11 +20,11 @@ def regimes_table(results: Sequence[dict], is_right: Mapping[str, Bool[Tensor, "
 
     Args:
         results: What each seed of each regime measured.
-        is_right: Under a regime's name, whether each of its seeds is right on each test image.
+        is_right: Under its name, whether each of its seeds is right on each test image.
     """
     bounds = {name: accuracy_interval(right) for name, right in is_right.items()}
     lines = [
-        _line([result for result in results if result["regime"] == name], bounds[name], right)
+        _line([result for result in results if result["name"] == name], bounds[name], right)
         for name, right in is_right.items()
     ]
     notes = [
@@ -40,7 +40,9 @@ def _line(results: Sequence[dict], bound: Interval, right: Bool[Tensor, "seeds s
     means = {name: fmean(result[name] for result in results) for name in MEANS}
     accuracies = right.double().mean(dim=1)
     return [
+        results[0]["name"],
         results[0]["regime"],
+        results[0]["settings"]["features"],
         results[0]["settings"]["head"]["kind"],
         str(len(results)),
         percent(bound.value),

@@ -161,9 +161,9 @@ class _Training:
         self.task, self.settings, self.seed = task, settings, seed
         self.folder, self.made_from = folder, made_from
         self.device = next(task.model.parameters()).device
-        is_half = settings.precision == "float16"
+        is_half, is_gpu = settings.precision == "float16", self.device.type == "cuda"
         groups = [{**group, "lr": group["peak"]} for group in task.groups]
-        self.optimizer = torch.optim.AdamW(groups, fused=True if is_half else None)  # fused ones skip without asking
+        self.optimizer = torch.optim.AdamW(groups, fused=is_half or is_gpu or None)  # one kernel, which asks no host
         self.scaler = torch.amp.GradScaler(self.device.type) if is_half else None
         self.average = copy.deepcopy(task.model).requires_grad_(False) if settings.ema else None
         self.blend = get_ema_multi_avg_fn(settings.ema)
