@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tdsm.base.statistics import accuracy_interval
+from tdsm.base.statistics import accuracy_interval, paired_difference
+from tdsm.base.text import difference_words
 from tdsm.pipeline.regimes import HEADINGS, regimes_table
 
 
@@ -36,3 +37,13 @@ def test_one_seed_alone_is_not_said_to_be_over_seeds(found):
     table = regimes_table(results, {"frozen": is_right["frozen"]})
     assert "Intervals: Wilson." in table.notes
     assert list(table.headings[: len(HEADINGS)]) == HEADINGS
+
+
+def test_each_is_compared_with_the_best_on_validation_image_by_image(found):
+    results, is_right = found
+    results = [entry | {"validation_accuracy": 0.6 if entry["name"] == "frozen" else 0.5} for entry in results]
+    table = regimes_table(results, is_right)
+    by = paired_difference(is_right["finetune"], is_right["frozen"])
+    assert f"finetune against frozen, the best on validation: +20.0 points, {difference_words(by)}." in table.notes
+    assert by.value == pytest.approx(0.2)
+    assert not any("against" in note for note in regimes_table(results, {"frozen": is_right["frozen"]}).notes)

@@ -6,8 +6,8 @@ from statistics import fmean
 from jaxtyping import Bool
 from torch import Tensor
 
-from tdsm.base.statistics import Interval, accuracy_interval
-from tdsm.base.text import NOTHING, Table, count_of, percent
+from tdsm.base.statistics import Interval, accuracy_interval, paired_difference
+from tdsm.base.text import NOTHING, Table, count_of, difference_words, percent, points
 
 WORDS = ["name", "regime", "features", "head"]
 HEADINGS = [*WORDS, "seeds", "test accuracy (%)", "deviation", "95 % interval (%)", "validation (%)"]
@@ -32,6 +32,7 @@ def regimes_table(results: Sequence[dict], is_right: Mapping[str, Bool[Tensor, "
         "Deviation: over seeds, in points.",
         f"Intervals: {', '.join(dict.fromkeys(bound.method for bound in bounds.values()))}.",
         "dB: PSNR on test images of the field before and after, mean over seeds.",
+        *_differences(results, is_right),
     ]
     return Table("Heads trained with the field", [*HEADINGS, *DECIBELS], lines, WORDS, notes=notes)
 
@@ -50,4 +51,17 @@ def _line(results: Sequence[dict], bound: Interval, right: Bool[Tensor, "seeds s
         f"{percent(bound.low)} – {percent(bound.high)}",
         percent(means["validation_accuracy"]),
         *(f"{means[name]:.2f}" for name in ("psnr_before", "psnr_after")),
+    ]
+
+
+def _differences(results: Sequence[dict], is_right: Mapping[str, Bool[Tensor, "seeds samples"]]) -> list[str]:
+    """Compare each with the one that is best on validation, image by image."""
+    validation = {
+        name: fmean(entry["validation_accuracy"] for entry in results if entry["name"] == name) for name in is_right
+    }
+    best = max(validation, key=lambda name: validation[name])
+    found = {name: paired_difference(right, is_right[best]) for name, right in is_right.items() if name != best}
+    return [
+        f"{name} against {best}, the best on validation: {points(by.value)} points, {difference_words(by)}."
+        for name, by in found.items()
     ]
