@@ -129,6 +129,11 @@ class RegimeConfig(LoopConfig):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
         description="Under which it is kept and shown; made of regime and features if not set.",
     )
+    start: str | None = Field(
+        None,
+        description="A fitted row of the table, such as additive-mlp, whose head the training starts from; head and "
+        "features are then the row's.",
+    )
     head: HeadConfig = Field(HeadConfig(), description="The head.")
     seeds: Positive = Field(1, description="Seeds of head and order.")
     epochs: Positive = Field(5, description="Passes over the training images in each phase.")

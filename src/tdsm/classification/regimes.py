@@ -87,11 +87,13 @@ def fit_regime(
     folder: Path,
     device: torch.device | str,
     made_from: dict,
+    head: TDSMClassifier | None = None,
 ) -> tuple[FieldClassifier, list[dict]]:
     """Train a head with a copy of a field, with checkpoints in `folder`; take up the newest one there.
 
     Args:
         made_from: What decides the training; kept in checkpoints and compared.
+        head: Fitted to these features of the field already; a new one if not given.
 
     Returns:
         The classifier with the weights of the epoch that is best on validation, and the history of the last phase:
@@ -109,7 +111,7 @@ def fit_regime(
             f"{config.regime}: {len(data.train)} training images are fewer than a batch of {config.batch_size}. "
             "Set --batch-size lower."
         )
-    model = new_classifier(field, data.train, maps, config, seed, device)
+    model = new_classifier(field, data.train, maps, config, seed, device, head)
     task = regime_task(model, data, config, seed, device)
     history = train(task, config, seed=seed, folder=Path(folder), made_from=made_from, tracker=config.tracker)
     last, per_epoch = len(task.phases) - 1, task.validate_every
@@ -119,9 +121,15 @@ def fit_regime(
 
 
 def new_classifier(
-    field: NeuralField, images: ImageSet, maps: MapConfig, config: RegimeConfig, seed: int, device: torch.device | str
+    field: NeuralField,
+    images: ImageSet,
+    maps: MapConfig,
+    config: RegimeConfig,
+    seed: int,
+    device: torch.device | str,
+    head: TDSMClassifier | None = None,
 ) -> FieldClassifier:
-    """Put a new head, standardised by the training features of the field as it is, on a copy of the field.
+    """Put a head on a copy of the field: a new one, standardised by the training features of the field as it is.
 
     Raises:
         UsageError: If there is no such feature.
@@ -132,6 +140,8 @@ def new_classifier(
     if config.token_drop and not FEATURES[config.features].is_map:
         raise UsageError(f"--token-drop blanks maps of tokens, which {config.features} are not. Leave it out.")
     field = copy.deepcopy(field)
+    if head is not None:
+        return FieldClassifier(field, head.to(device), maps, config.features)
     sample = torch.randperm(len(images), generator=generator(seed, "statistics"))[:STATISTICS_IMAGES]
     with torch.no_grad():
         parts = [images.floats(part).to(device) for part in sample.split(READ)]

@@ -57,13 +57,13 @@ LESSONS: dict[str, Lesson] = {
     ),
     "finetune": Lesson(
         (
-            ("tdsm finetune runs/mine", "head and field together"),
-            ("tdsm finetune runs/mine --regime two_stage --head.kind cnn", "the head first, then both at small rates"),
+            ("tdsm finetune runs/mine --start tdsm-mlp", "head and field together, from a fitted row's head"),
+            ("tdsm finetune runs/mine --features tokens", "without decoding, to compare with"),
         ),
         (
-            *("run", "data.source", "regime", "head.kind", "seeds", "epochs", "batch-size", "learning-rates.encoder"),
-            *("learning-rates.processor", "learning-rates.decoder", "learning-rates.head", "weight-decay"),
-            *("reconstruction-weight", "patience", "precision"),
+            *("run", "data.source", "regime", "features", "start", "head.kind", "seeds", "epochs", "batch-size"),
+            *("learning-rates.encoder", "learning-rates.processor", "learning-rates.decoder", "learning-rates.head"),
+            *("weight-decay", "reconstruction-weight"),
         ),
     ),
     "analyse": Lesson(

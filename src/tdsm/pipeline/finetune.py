@@ -15,17 +15,20 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tdsm.base import io
-from tdsm.base.errors import CheckpointError
+from tdsm.base.errors import CheckpointError, UsageError
 from tdsm.base.randomness import derive_seed
 from tdsm.classification.config import RegimeConfig
+from tdsm.classification.heads import TDSMClassifier
 from tdsm.classification.probe import predict
 from tdsm.classification.regimes import REGIMES, FieldClassifier, fit_regime
 from tdsm.classification.scores import scores
+from tdsm.features.extract import compute_features
 from tdsm.models.weights import count_parameters
 from tdsm.pipeline import link
 from tdsm.pipeline.data import fingerprints
 from tdsm.pipeline.quality import reconstruction_of
-from tdsm.pipeline.run import Run
+from tdsm.pipeline.rows import ROWS_FOLDER, TIMING, is_fitted, read_classifiers
+from tdsm.pipeline.run import Run, chosen_rows
 from tdsm.training import processes
 from tdsm.training.reconstruction import reconstruction_quality
 
@@ -45,14 +48,25 @@ def train_regime(run: Run, config: RegimeConfig, number: int) -> dict[str, Any]:
 
     Raises:
         NonFiniteError: If the loss is not finite.
+        UsageError: If the row to start from is none that has a head of the trained field.
+        CheckpointError: If it is not fitted.
     """
+    config = _settled(run, config)
     path, made_from = run.path / FOLDER / config.label / f"seed-{number}", regime_origin(run, config, number)
     if link.fault(path, made_from, holds=HOLDS) is not None:
         digest = hashlib.sha256(json.dumps(io.plain(made_from), sort_keys=True).encode()).hexdigest()[:12]
         work = run.path / WORK / f"{config.label}-{number}-{digest}"
         seed = derive_seed(run.config.seed, "regime", number)
         model, history = fit_regime(
-            run.field, run.data, run.config.maps, config, seed, work, run.device, io.plain(made_from)
+            run.field,
+            run.data,
+            run.config.maps,
+            config,
+            seed,
+            work,
+            run.device,
+            io.plain(made_from),
+            _started(run, config, number),
         )
         predicted = predict(model, run.data.test, run.device)
         result = _result(run, config, number, model, history, predicted)
@@ -71,7 +85,7 @@ def regime_origin(run: Run, config: RegimeConfig, number: int) -> dict[str, Any]
         "maps": run.config.maps.model_dump(mode="json", exclude={"dtype", "batch_size"}),
         "regime": config.model_dump(mode="json", exclude={"seeds"}),
         "seed": {"run": run.config.seed, "number": number},
-    }
+    } | ({"start": _row_of(run, config)} if config.start else {})
 
 
 def regime_results(run: Run) -> tuple[list[dict[str, Any]], dict[str, Bool[Tensor, "seeds samples"]]]:
@@ -95,7 +109,41 @@ def _fault(run: Run, folder: Path) -> str | None:
     except (CheckpointError, KeyError, ValidationError) as error:
         return f"it is damaged: {str(error).splitlines()[0]}"
     number = int(folder.name.removeprefix("seed-"))
-    return link.fault(folder, regime_origin(run, settings, number), holds=HOLDS)
+    try:
+        made_from = regime_origin(run, settings, number)
+    except CheckpointError:
+        return f"{settings.start}, which it started from, is gone"
+    return link.fault(folder, made_from, holds=HOLDS)
+
+
+def _settled(run: Run, config: RegimeConfig) -> RegimeConfig:
+    """Take features and head from the row that the head starts from, if there is one."""
+    if config.start is None:
+        return config
+    row = chosen_rows([config.start])[config.start]
+    if row.features is None or row.head is None or not row.is_trained:
+        raise UsageError(f"--start {config.start}: this row has no head of the trained field. Name one that has.")
+    if not is_fitted(run, config.start, row):
+        raise CheckpointError(
+            f"{run.path}: {config.start} is not fitted to what is there now. "
+            f"First: tdsm classify {run.path} --probe.rows {config.start}"
+        )
+    return config.model_copy(update={"features": row.features, "head": row.head})
+
+
+def _started(run: Run, config: RegimeConfig, number: int) -> TDSMClassifier | None:
+    """Return the head of a seed of the row to start from; seeds are taken in turn."""
+    if config.start is None:
+        return None
+    one = compute_features(run.field, run.data.train.floats([0]), [config.features], run.config.maps)
+    _, height, width, maps = one[config.features].shape
+    heads = list(read_classifiers(run, config.start, (height, width, maps)))
+    return heads[number % len(heads)]
+
+
+def _row_of(run: Run, config: RegimeConfig) -> dict[str, str]:
+    """Name what the row to start from is."""
+    return link.identity(io.read_manifest(run.path / ROWS_FOLDER / str(config.start)), without=[TIMING])
 
 
 def _result(

@@ -57,7 +57,7 @@ def score_rows(run: Run) -> list[dict]:
         raise CheckpointError(
             f"{run.path}: {_listed(absent)} not fitted to what is there now. First: tdsm classify {run.path}"
         )
-    rows = {name: row for name, row in ROWS.items() if name in chosen or _is_fitted(run, name, row)}
+    rows = {name: row for name, row in ROWS.items() if name in chosen or is_fitted(run, name, row)}
     stale = {name: row for name, row in rows.items() if not is_scored(run, name)}
     extract(run, stale, "test")
     return [_score(run, name, row) for name, row in track(rows.items(), "scoring", unit="rows")]
@@ -80,7 +80,12 @@ def scored_rows(run: Run) -> list[dict]:
 
 def fitted_rows(run: Run) -> list[str]:
     """Name the rows that are fitted to what is there now."""
-    return [name for name, row in ROWS.items() if _is_fitted(run, name, row)]
+    return [name for name, row in ROWS.items() if is_fitted(run, name, row)]
+
+
+def is_fitted(run: Run, name: str, row: Row) -> bool:
+    """Tell whether a row is fitted to what is there now, as the run's settings have it."""
+    return (run.path / ROWS_FOLDER / name).exists() and _fault(run, name, row) is None
 
 
 def is_scored(run: Run, name: str) -> bool:
@@ -141,10 +146,6 @@ def _read(run: Run, row: Row, split: str) -> dict[str, Any]:
 
 def _fault(run: Run, name: str, row: Row) -> str | None:
     return link.fault(run.path / ROWS_FOLDER / name, row_origin(run, row), holds=[CHOICE])
-
-
-def _is_fitted(run: Run, name: str, row: Row) -> bool:
-    return (run.path / ROWS_FOLDER / name).exists() and _fault(run, name, row) is None
 
 
 def _fit_and_write(folder: Path, run: Run, name: str, row: Row) -> None:
