@@ -58,6 +58,12 @@ def test_a_row_that_is_not_fitted_is_named_with_the_command(run):
         train_regime(run, RegimeConfig(start="tdsm-cnn", **SHORT), 0)
 
 
+def test_what_started_from_a_row_is_named_after_what_it_reads(run):
+    said = []
+    finetune(take_up(run.path, said.append), RegimeConfig(start="tokens-avg", **SHORT))
+    assert [words.split(":")[0] for words in said] == ["finetune-tokens, seed 0"]
+
+
 def test_features_and_names_stand_side_by_side(run):
     for changes in ({}, {"features": "tokens"}, {"features": "tokens", "name": "again"}):
         text = finetune(run, RegimeConfig(regime="frozen", **SHORT, **changes))

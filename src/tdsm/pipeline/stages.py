@@ -116,7 +116,7 @@ def finetune(run: Run, config: RegimeConfig) -> str:
     run.data.require_labels("finetune")
     for number in range(config.seeds):
         result = train_regime(run, config, number)
-        run.say(f"{config.label}, seed {number}: test {100 * result['accuracy']:.1f} %, {result['n_test']} images")
+        run.say(f"{result['name']}, seed {number}: test {100 * result['accuracy']:.1f} %, {result['n_test']} images")
     table = regimes_table(*regime_results(run))
     if processes.is_first():
         write_findings(run, "regimes", [table], {})
