@@ -8,7 +8,8 @@
 
 Each part runs in a process of its own, so that one that fails, or takes more than its minutes, leaves the others
 standing; that is written down. Kernels of all tiles are compiled beforehand, in as many processes as there are cores;
-nothing else runs while something is timed. `--rehearse` takes the same steps with tiny sizes through Triton's interpreter on a CPU.
+nothing else runs while something is timed. `--rehearse` takes the same steps with tiny sizes through Triton's
+interpreter on a CPU.
 """
 
 import argparse
@@ -149,7 +150,9 @@ def compile_all(rehearse):
 
     def compile_one(number):
         code = f"import sys; sys.argv = ['']; import gpu; gpu.ROUNDS = 1; gpu.tiles(False, [gpu.CHOICES[{number}]])"
-        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, timeout=MOST_SECONDS)
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, timeout=MOST_SECONDS
+        )
 
     if not rehearse:
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -9,9 +9,9 @@ kill, the same command goes on. RUN holds curves (field/curves.json, the page), 
 is printed, under torchrun, then this script.
 
 Its first 60 steps, not compiled, took 27 ms each on an H200: 45 minutes for the training. `--rehearse` takes the same
-steps with a tiny field on 200 digits, in about a minute on a CPU. Numbers to compare with are those of frozen fields without augmented features,
-such as 56.2 % (NeoMLP, arXiv 2412.08731) and 44.1 % (Neural Graphs, arXiv 2312.10531); most published ones use 50
-augmented views.
+steps with a tiny field on 200 digits, in about a minute on a CPU. Numbers to compare with are those of frozen fields
+without augmented features, such as 56.2 % (NeoMLP, arXiv 2412.08731) and 44.1 % (Neural Graphs, arXiv 2312.10531); most
+published ones use 50 augmented views.
 """
 
 import argparse
