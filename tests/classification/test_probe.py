@@ -83,9 +83,9 @@ def test_images_are_told_apart_where_places_differ_far_more_than_images(pool):
         return Samples(FeatureRows([everything(samples) + places]), samples.labels)
 
     config = ProbeConfig(epochs=12, batch_size=16, learning_rates=(1e-2,))
-    train, validation = make(60, 1), make(30, 2)
+    train, validation = make(240, 1), make(120, 2)
     apart = fit(pool, train, validation, config).accuracy
-    assert fit(pool, placed(train), placed(validation), config).accuracy == pytest.approx(apart, abs=0.1)
+    assert fit(pool, placed(train), placed(validation), config).accuracy == pytest.approx(apart, abs=0.05)
 
 
 @pytest.mark.parametrize("pool", HEADS)
