@@ -8,11 +8,12 @@ from torch import Tensor
 
 from tdsm.base.errors import ResourceError
 from tdsm.decomposition.kernels import library
-from tdsm.decomposition.kernels.library import describe as describe
 
 LANES = 16  # hidden units come in multiples of the widest vector
 MOST_CHANNELS = 16  # four at a time are computed together; of more, matrix products are faster
 POINTS_OF_PART, MOST_PARTS = 16, 256  # of the backward pass: bound its parallelism and its scratch memory
+
+describe = library.describe
 
 
 def serves(channels: int) -> bool:

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, library
 
 from tdsm.decomposition.kernels import cpu
 
@@ -68,7 +68,7 @@ def _module(backend: str | None, bias: Tensor, weight: Tensor | None) -> ModuleT
 INPUTS = "Tensor a, Tensor b, Tensor r, Tensor bias, Tensor? weight"
 
 
-@torch.library.custom_op("tdsm::gated_sum", mutates_args=(), schema=f"({INPUTS}, str? backend) -> Tensor")
+@library.custom_op("tdsm::gated_sum", mutates_args=(), schema=f"({INPUTS}, str? backend) -> Tensor")
 def _gated_sum(a, b, r, bias, weight, backend):
     return _module(backend, bias, weight).forward(a, b, r, bias, weight)
 
@@ -78,7 +78,7 @@ def _(a, b, r, bias, weight, backend):
     return a.new_empty(*r.shape, 1 if weight is None else weight.shape[0])
 
 
-@torch.library.custom_op(
+@library.custom_op(
     "tdsm::gated_sum_backward", mutates_args=(), schema=f"({INPUTS}, Tensor grad, str? backend) -> Tensor[]"
 )
 def _gated_sum_backward(a, b, r, bias, weight, grad, backend):
