@@ -187,7 +187,7 @@ def test_training_ends_when_validation_stops_improving_and_the_rate_falls_before
     step, rates = seen[0]
     assert step == 9
     shares = [1.0, 1.0, 1.0, 0.2, 0.04, 0.04, 0.008, 0.0016, 0.00032]
-    assert rates == pytest.approx([warmup_cosine(share, n, steps=40, warmup=0) for n, share in enumerate(shares)])
+    assert rates == pytest.approx([warmup_cosine(share, n, steps=40, warmup=1) for n, share in enumerate(shares)])
 
 
 @pytest.mark.parametrize(("least", "measured"), [(1, [4, 8, 12]), (5, [8, 12]), (50, [12])])

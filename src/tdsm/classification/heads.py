@@ -42,6 +42,9 @@ class Head(nn.Module):
         """Return class scores."""
         raise NotImplementedError
 
+    def prepare(self, maps: Maps) -> None:
+        """Begin where some training maps, standardised, say that it is good to begin; as it was made by default."""
+
     def read(self, maps: Maps) -> Float[Tensor, "batch values"]:
         """Return what a head that is solved is linear in."""
         raise NotImplementedError
@@ -58,7 +61,7 @@ class AveragePool(Head):
 
     def __init__(self, num_maps: int, num_classes: int, size: tuple[int, int], config: HeadConfig):
         super().__init__(num_maps, num_classes, size, config)
-        self.classify = _classify(num_maps, num_classes, config)
+        self.classify = last_layer(num_maps, num_classes, config)
 
     def forward(self, maps: Maps) -> Logits:
         """Return class scores."""
@@ -70,7 +73,7 @@ class MaxPool(Head):
 
     def __init__(self, num_maps: int, num_classes: int, size: tuple[int, int], config: HeadConfig):
         super().__init__(num_maps, num_classes, size, config)
-        self.classify = _classify(num_maps, num_classes, config)
+        self.classify = last_layer(num_maps, num_classes, config)
 
     def forward(self, maps: Maps) -> Logits:
         """Return class scores."""
@@ -88,7 +91,7 @@ class Flatten(Head):
         hidden: list[nn.Module] = []
         if config.hidden_dim:
             hidden, width = [nn.Linear(width, config.hidden_dim), nn.GELU()], config.hidden_dim
-        self.classify = nn.Sequential(*hidden, _classify(width, num_classes, config))
+        self.classify = nn.Sequential(*hidden, last_layer(width, num_classes, config))
 
     def forward(self, maps: Maps) -> Logits:
         """Return class scores."""
@@ -147,57 +150,16 @@ class Convolutions(Head):
             size = (-(-size[0] // stride), -(-size[1] // stride))
         self.convolve = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         places = size[0] * size[1] if self.keeps_places else 1
-        self.classify = _classify(places * config.width, num_classes, config)
+        self.classify = last_layer(places * config.width, num_classes, config)
 
     def forward(self, maps: Maps) -> Logits:
         """Return class scores."""
-        features = self.convolve(_channels_first(maps))
+        features = self.convolve(channels_first(maps))
         return self.classify(
             rearrange(features, "b k h w -> b (h w k)")
             if self.keeps_places
             else reduce(features, "b k h w -> b k", "mean")
         )
-
-
-class ResidualNetwork(Head):
-    """A small residual network: a stem, three stages of `depth` blocks each, the mean over places, linear.
-
-    Stages are `width`, 2 · `width` and 4 · `width` wide; the second and the third halve the size, and so does the stem
-    for maps larger than 32 × 32. The stem is a 3×3 convolution, or 1×1 where there are more maps than it is wide.
-    Group normalisation keeps images apart: what is computed of one does not depend on the others of its batch.
-    """
-
-    needs_size, convolves, width_option, width_multiple = True, True, "width", GROUP
-
-    def __init__(self, num_maps: int, num_classes: int, size: tuple[int, int], config: HeadConfig):
-        super().__init__(num_maps, num_classes, size, config)
-        width, window, shrink = config.width, 1 if num_maps > config.width else 3, 2 if max(size) > 32 else 1
-        layers: list[nn.Module] = [_convolution(num_maps, width, window, shrink), nn.GELU()]
-        for stage, after in enumerate((width, 2 * width, 4 * width)):
-            for block in range(config.depth):
-                before = width if not stage else after // 2
-                layers.append(_Residual(after if block else before, after, 2 if stage and not block else 1))
-        self.convolve = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.classify = _classify(4 * width, num_classes, config)
-
-    def forward(self, maps: Maps) -> Logits:
-        """Return class scores."""
-        return self.classify(reduce(self.convolve(_channels_first(maps)), "b k h w -> b k", "mean"))
-
-
-class _Residual(nn.Module):
-    """GELU(short(x) + convolutions(x)): He et al. 2016; the short way is the identity where nothing changes size."""
-
-    def __init__(self, before: int, after: int, stride: int):
-        super().__init__()
-        self.convolve = nn.Sequential(
-            _convolution(before, after, 3, stride), nn.GELU(), _convolution(after, after, 3, 1)
-        )
-        same = before == after and stride == 1
-        self.short = nn.Identity() if same else _convolution(before, after, 1, stride)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return F.gelu(self.short(maps) + self.convolve(maps))
 
 
 class TokenAttention(Head):
@@ -215,7 +177,7 @@ class TokenAttention(Head):
         self.scope = config.attention_scope
         self.num_weightings = config.num_weightings
         self.weigh = nn.Linear(num_maps, config.num_weightings * num_maps)
-        self.classify = _classify(2 * config.num_weightings, num_classes, config)
+        self.classify = last_layer(2 * config.num_weightings, num_classes, config)
 
     def forward(self, maps: Maps) -> Logits:
         """Return class scores."""
@@ -245,7 +207,7 @@ class Transformer(Head):
             norm_first=True,
         )
         self.layers = nn.TransformerEncoder(layer, config.depth, nn.LayerNorm(config.width), enable_nested_tensor=False)
-        self.classify = _classify(config.width, num_classes, config)
+        self.classify = last_layer(config.width, num_classes, config)
 
     def forward(self, maps: Maps) -> Logits:
         """Return class scores."""
@@ -381,7 +343,7 @@ def _head_config(kind: str, options: dict[str, Any]) -> HeadConfig:
         raise UsageError(f"TDSMClassifier: {wrong_entries(error)}. Options are {known}.") from None
 
 
-def _channels_first(maps: Maps) -> Float[Tensor, "batch maps height width"]:
+def channels_first(maps: Maps) -> Float[Tensor, "batch maps height width"]:
     """Return the maps as convolutions index them, in memory channels last."""
     return maps.movedim(-1, 1).contiguous(memory_format=torch.channels_last)
 
@@ -391,6 +353,7 @@ def _convolution(before: int, after: int, window: int, stride: int) -> nn.Module
     return nn.Sequential(nn.Conv2d(before, after, window, stride, window // 2, bias=False), nn.GroupNorm(groups, after))
 
 
-def _classify(width: int, num_classes: int, config: HeadConfig) -> nn.Module:
+def last_layer(width: int, num_classes: int, config: HeadConfig) -> nn.Module:
+    """Return the linear layer that gives class scores, behind dropout where it is set."""
     linear = nn.Linear(width, num_classes)
     return nn.Sequential(nn.Dropout(config.dropout), linear) if config.dropout else linear

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tdsm.base.randomness import derive_seed
+from tdsm.base.randomness import derive_seed, generator
 from tdsm.classification.config import HeadConfig, MapAugment, ProbeConfig
 from tdsm.classification.heads import TDSMClassifier, make_head
 from tdsm.classification.knn import Block, nearest, votes
@@ -25,6 +25,7 @@ from tdsm.training.engine import train as train_task
 from tdsm.training.steps import Order, warmup_cosine
 
 READ, READ_IMAGES = 512, 64
+WARMUP = 10  # the rate rises over one epoch, or over this part of all steps where that is less
 ROUND = 50  # fewest steps after which validation is measured
 SOLVE_READ, SOLVE_VALUES = 2048, 2**23  # samples, and values of them, that a closed form reads at once
 
@@ -195,12 +196,14 @@ def statistics_for(head: HeadConfig, train: Samples) -> tuple[Float[Tensor, "*si
 def new_head(
     head: HeadConfig, statistics: tuple[Tensor, Tensor], train: Samples, num_classes: int, seed: int
 ) -> TDSMClassifier:
-    """Make a head for features like these, weights by the seed, standardised by `statistics_for` it."""
+    """Make a head for features like these, weights by the seed, standardised by `statistics_for` it, and prepared."""
     height, width, maps = train.features.shape[1:]
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "head"))
         classifier = make_head(head, maps, num_classes, (height, width))
     classifier.fit_statistics(*statistics)
+    shown = torch.randperm(len(train.features), generator=generator(seed, "head prepared"))[:READ]
+    classifier.head.prepare(classifier.standardise(train.features[shown].cpu()))
     return classifier
 
 
@@ -268,8 +271,9 @@ def _fit_once(
 ) -> Choice:
     """Train one head for at most so many rounds, and keep the best of them.
 
-    A round is an epoch, or as many as make `ROUND` steps; after each validation is measured. The rate falls by a cosine
-    to zero over all epochs, and to a fifth whenever a third of the patience has passed without a better round.
+    A round is an epoch, or as many as make `ROUND` steps; after each validation is measured. The rate rises over the
+    first epoch, falls by a cosine to zero over all, and to a fifth whenever a third of the patience has passed without
+    a better round.
     """
     order = Order(len(train.features), config.batch_size, seed, purpose="head order", keeps_rest=True)
     classifier = new_head(head, statistics, train, num_classes, seed).to(device)
@@ -278,7 +282,7 @@ def _fit_once(
 
     def rate_at(peak: float, step: int) -> float:
         share = plateau(accuracies, max(1, config.patience // 3)) if config.patience else 1.0
-        return warmup_cosine(share * peak, step, steps=steps, warmup=0)
+        return warmup_cosine(share * peak, step, steps=steps, warmup=min(order.per_epoch, steps // WARMUP))
 
     def inputs(step: int, rows: slice) -> tuple[Tensor, Tensor]:
         taken, epoch = order(step)

@@ -17,7 +17,7 @@ HEADS: "Registry[type[Head]]" = Registry(
         "max": f"{HERE}:MaxPool",
         "flatten": f"{HERE}:Flatten",
         "cnn": f"{HERE}:Convolutions",
-        "resnet": f"{HERE}:ResidualNetwork",
+        "resnet": "tdsm.classification.residual:ResidualNetwork",
         "attention": f"{HERE}:TokenAttention",
         "transformer": f"{HERE}:Transformer",
     },

@@ -66,9 +66,9 @@ READERS: dict[str, Reader] = {
     ),
     "cnn1": Reader(HeadConfig(kind="cnn", kernel_size=1, pooling="mean"), "1×1 convolutions, average", "places"),
     "cnn": Reader(HeadConfig(kind="cnn", width=32), "3×3 convolutions, all places, linear", "places"),
-    "resnet": Reader(HeadConfig(kind="resnet", width=16, depth=1), "a small residual network", "places"),
+    "resnet": Reader(HeadConfig(kind="resnet", width=32, depth=1), "a small residual network", "places"),
     "resnet_wide": Reader(
-        HeadConfig(kind="resnet", width=32, depth=2), "a residual network twice as wide and deep", "places"
+        HeadConfig(kind="resnet", width=64, depth=2), "a residual network twice as wide and deep", "places"
     ),
     "attention": Reader(HeadConfig(kind="attention"), "tokens weighed at each place", "maps"),
     "attention_global": Reader(

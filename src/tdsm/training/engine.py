@@ -112,7 +112,7 @@ def train(
 
     AdamW on the gradients of the mean loss of each step's batch, which processes that joined share. With a folder,
     that all of them see, checkpoints and `metrics.jsonl`, a line a measurement, are written there, and the newest
-    checkpoint is taken up; without one nothing is written.
+    checkpoint is taken up; without one nothing is kept.
 
     Args:
         task: What is trained.
@@ -133,11 +133,11 @@ def train(
     """
     training = _Training(task, settings, seed, folder, made_from or {})
     training.take_up()
-    device, is_quiet = training.device, folder is None or not processes.is_first()
+    device, is_quiet = training.device, not processes.is_first()
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         Progress(task.name, task.steps, done=training.step, unit="step", quiet=is_quiet) as progress,
-        trackers.opened("none" if is_quiet else tracker, folder or Path(), training.step) as log,
+        trackers.opened("none" if is_quiet or folder is None else tracker, folder or Path(), training.step) as log,
         _held_interrupt() as interrupted,
     ):
         training.start()

@@ -7,6 +7,7 @@ not 0, and torchrun stops the others.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -61,6 +62,21 @@ def total(value: Tensor) -> Tensor:
         value = value.clone()
         dist.all_reduce(value)
     return value
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        return total(value)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return total(gradient)
+
+
+def total_passing_gradients(value: Tensor) -> Tensor:
+    """Add up a value over all processes, and the gradients that come back to it."""
+    return _Total.apply(value)
 
 
 def from_first(make: Callable[[], str]) -> str:
