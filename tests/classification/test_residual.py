@@ -22,7 +22,7 @@ def network(maps, size, **options):
 def test_maps_of_any_size_and_number_are_read(size, maps):
     head = network(maps, size)
     shown = torch.randn(2, *size, maps)
-    head.prepare(shown)
+    head.prepare(lambda: shown)
     assert head(shown).shape == (2, CLASSES)
     assert head(shown[:1]).shape == (1, CLASSES)
     window = min(2, *size)
@@ -45,7 +45,7 @@ def correlated(samples, size, maps):
 def test_patches_are_white():
     maps = 10 * correlated(400, (8, 8), 2)
     head = network(2, (8, 8), width=16)
-    head.prepare(maps)
+    head.prepare(lambda: maps)
     assert head.components == 8
     found = F.conv2d(maps.movedim(-1, 1), head.patches, stride=2).movedim(1, -1).flatten(0, 2)
     torch.testing.assert_close(found.mT @ found / len(found), torch.eye(8), atol=0.05, rtol=0)
@@ -56,7 +56,7 @@ def test_patches_keep_the_largest_components_and_make_no_noise_loud():
     maps[..., 2] = 1e-6 * torch.randn(300, 8, 8)
     whole, few = network(3, (8, 8), width=12), network(3, (8, 8), width=2)
     for head in (whole, few):
-        head.prepare(maps)
+        head.prepare(lambda: maps)
     torch.testing.assert_close(few.patches.abs(), whole.patches[:2].abs(), rtol=1e-3, atol=1e-4)
     assert whole.patches.flatten(1).norm(dim=1).max() <= NOISE**-0.5 * (1 + 1e-4)
 
@@ -67,7 +67,7 @@ def test_a_new_head_is_prepared_on_standardised_training_features():
     statistics = torch.full((6, 6, 2), 5.0), torch.full((6, 6, 2), 3.0)
     made = new_head(HeadConfig(kind="resnet", width=8, depth=1), statistics, samples, CLASSES, seed=0)
     head = network(2, (6, 6))
-    head.prepare((features - 5) / 3)
+    head.prepare(lambda: (features - 5) / 3)
     torch.testing.assert_close(made.head.patches.abs(), head.patches.abs(), rtol=1e-3, atol=1e-4)
 
 

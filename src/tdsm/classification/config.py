@@ -23,7 +23,7 @@ class HeadConfig(Settings):
         64, description="Channels of `cnn`, of the first stage of `resnet`, width of `transformer`."
     )
     depth: Positive = Field(
-        2, description="Convolutions of `cnn`, blocks of each stage of `resnet`, layers of `transformer`."
+        2, description="Convolutions of `cnn`, convolutions that a stage of `resnet` adds, layers of `transformer`."
     )
     max_values: Positive = Field(
         4096, description="Most values `ridge` reads of an image: larger maps are averaged over cells first."

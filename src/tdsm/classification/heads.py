@@ -4,7 +4,7 @@ A head reads (batch, height, width, maps). Any features fit: pixels are maps of 
 tokens are a map of height num_tokens and width 1 whose channels are the token's width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -42,8 +42,8 @@ class Head(nn.Module):
         """Return class scores."""
         raise NotImplementedError
 
-    def prepare(self, maps: Maps) -> None:
-        """Begin where some training maps, standardised, say that it is good to begin; as it was made by default."""
+    def prepare(self, sample: Callable[[], Maps]) -> None:
+        """Begin where a sample of training maps, standardised, says that it is good to; by default none is read."""
 
     def read(self, maps: Maps) -> Float[Tensor, "batch values"]:
         """Return what a head that is solved is linear in."""

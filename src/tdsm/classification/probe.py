@@ -202,8 +202,12 @@ def new_head(
         torch.manual_seed(derive_seed(seed, "head"))
         classifier = make_head(head, maps, num_classes, (height, width))
     classifier.fit_statistics(*statistics)
-    shown = torch.randperm(len(train.features), generator=generator(seed, "head prepared"))[:READ]
-    classifier.head.prepare(classifier.standardise(train.features[shown].cpu()))
+
+    def sample() -> Tensor:
+        shown = torch.randperm(len(train.features), generator=generator(seed, "head prepared"))[:READ]
+        return classifier.standardise(train.features[shown].cpu())
+
+    classifier.head.prepare(sample)
     return classifier
 
 

@@ -1,9 +1,11 @@
-"""A residual network on maps that learns fast: whitened patches, batch normalisation, few and wide places.
+"""A residual network on maps that learns fast: whitened patches, batch normalisation, halving by the maximum.
 
 What it is made of was measured to converge in a few passes: whitened patches as a start (Page 2019, "How to train your
 ResNet"; Jordan 2024, arXiv:2404.00498), normalisation over the batch (Ioffe & Szegedy 2015), identities around
 convolutions (He et al. 2016).
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -54,12 +56,13 @@ class ResidualNetwork(Head):
         return self.classify(self.share * self.convolve(F.gelu(torch.cat([seen, -seen], dim=1))).amax((2, 3)))
 
     @torch.no_grad()
-    def prepare(self, maps: Maps) -> None:
+    def prepare(self, sample: Callable[[], Maps]) -> None:
         """Read patches by the largest principal components of those of training maps, each of variance 1.
 
         w_i = v_i / √(λ_i + ε),    second moment of patches = Σ_i λ_i v_i v_iᵀ
         """
-        window, few = self.patches.shape[-1], maps[: max(1, READ_VALUES // maps[0].numel())]
+        window, maps = self.patches.shape[-1], sample()
+        few = maps[: max(1, READ_VALUES // maps[0].numel())]
         seen = F.unfold(few.movedim(-1, 1).double(), window, stride=window).movedim(1, 2).flatten(0, 1)
         variances, directions = torch.linalg.eigh(seen.mT @ seen / len(seen))
         largest = slice(-self.components, None)
@@ -108,8 +111,9 @@ class BatchNorm(nn.BatchNorm2d):
 
     def _over_processes(self, maps: Tensor) -> Tensor:
         values = maps.to(torch.promote_types(maps.dtype, torch.float32))
-        sums = torch.stack([values, values.square(), torch.ones_like(values)]).sum((1, 3, 4))
-        total, squares, count = processes.total_passing_gradients(sums)
+        total, squares = values.sum((0, 2, 3)), values.square().sum((0, 2, 3))
+        count = torch.full_like(total, values[:, 0].numel())
+        total, squares, count = processes.total_passing_gradients(torch.stack([total, squares, count]))
         mean = total / count
         variance = (squares / count - mean.square()).clamp(min=0)
         assert self.running_mean is not None

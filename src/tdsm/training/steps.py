@@ -33,7 +33,7 @@ class Order:
     def __init__(self, count: int, batch_size: int, seed: int, *, purpose: str = "order", keeps_rest: bool = False):
         self.count, self.batch_size, self.seed, self.purpose = count, batch_size, seed, purpose
         self.per_epoch = math.ceil(count / batch_size) if keeps_rest else count // batch_size
-        self.taken = count if keeps_rest else self.per_epoch * batch_size
+        self._taken = count if keeps_rest else self.per_epoch * batch_size
         self._drawn = (-1, torch.empty(0, dtype=torch.int64))
 
     def __call__(self, step: int) -> tuple[Int[Tensor, " batch"], int]:
@@ -49,7 +49,7 @@ class Order:
         return self._edge(position + 1) - self._edge(position)
 
     def _edge(self, position: int) -> int:
-        return self.taken * position // self.per_epoch
+        return self._taken * position // self.per_epoch
 
 
 def warmup_cosine(peak: float, step: int, steps: int, warmup: int) -> float:
