@@ -1,4 +1,5 @@
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from tdsm.classification.probe import (
 from tdsm.classification.registry import HEADS
 from tdsm.data.augment import AugmentConfig, move_maps
 from tdsm.features import store
+from tdsm.features.kinds import FEATURES
 from tdsm.features.store import FeatureRows
 from tdsm.training.steps import Order, warmup_cosine
 from tests.classification.test_knn import knn_scores
@@ -274,6 +276,20 @@ def test_places_that_are_convolved_share_the_scale_of_their_channel(pool):
     assert shown.square().mean().item() == pytest.approx(1, rel=1e-3)
     ratio = shown.std(dim=0, correction=0) / centred.square().mean(dim=0).sqrt()
     assert torch.allclose(ratio, ratio[:1, :1].expand_as(ratio))  # no place is made louder than another
+
+
+@pytest.mark.parametrize("pool", [name for name, head in HEADS.items() if head.convolves])
+def test_a_moved_picture_that_is_convolved_keeps_its_colours(pool):
+    train = replace(make(60, 1), is_picture=True)
+    values = everything(train)
+    classifier = fit(pool, train=train, validation=make(30, 2)).classifier
+    torch.testing.assert_close(classifier.mean, values.mean(dim=(0, 1, 2)).expand(2, 3, 4))
+    torch.testing.assert_close(classifier.deviation, values.std(dim=(0, 1, 2), correction=0).expand(2, 3, 4))
+    torch.testing.assert_close(classifier.standardise(values.roll(1, 2)), classifier.standardise(values).roll(1, 2))
+
+
+def test_pictures_are_told_from_maps_of_tokens():
+    assert [name for name, kind in FEATURES.items() if kind.is_picture] == ["pixels", "reconstruction"]
 
 
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.5}])

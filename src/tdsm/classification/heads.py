@@ -222,7 +222,9 @@ class TDSMClassifier(nn.Module):
     unchanged. A head for maps of one size has statistics of every value, others of every channel: where a map differs
     more between places than between images, as attention does, a channel's deviation would hide the images. Heads that
     convolve have means of every value, and one deviation a channel, of the centred values: where a token contributes
-    next to nothing, a deviation of the place's own would make noise as large as what it contributes elsewhere.
+    next to nothing, a deviation of the place's own would make noise as large as what it contributes elsewhere. Of
+    pictures, whose channels mean the same at every place, they have one mean a channel as well: an image that is moved
+    keeps its colours.
 
     >>> TDSMClassifier(num_tokens=64, num_classes=10, pool="avg")(torch.zeros(2, 32, 32, 64)).shape
     torch.Size([2, 10])

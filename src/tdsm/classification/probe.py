@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 
@@ -18,6 +18,7 @@ from tdsm.classification.knn import Block, nearest, votes
 from tdsm.classification.registry import HEADS
 from tdsm.data import ImageSet
 from tdsm.data.augment import AugmentConfig, move_maps
+from tdsm.features.kinds import FeatureKind
 from tdsm.features.store import FeatureRows
 from tdsm.training import processes
 from tdsm.training.engine import Phase, Task
@@ -37,10 +38,16 @@ class Samples:
     features: FeatureRows
     labels: Int[Tensor, " samples"]
     is_spatial: bool = False  # whether height and width are those of the image, so that they may be moved like it
+    is_picture: bool = False  # whether a channel means the same at every place, as a colour does
+
+    @classmethod
+    def of(cls, kind: FeatureKind, features: FeatureRows, labels: Int[Tensor, " samples"]) -> "Samples":
+        """Make samples of a kind of feature."""
+        return cls(features, labels, kind.is_spatial, kind.is_picture)
 
     def near(self, device: torch.device) -> "Samples":
         """Move the features to a GPU if there is room for them."""
-        return Samples(self.features.near(device), self.labels, self.is_spatial)
+        return replace(self, features=self.features.near(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +194,10 @@ def statistics_of(
 def statistics_for(head: HeadConfig, train: Samples) -> tuple[Float[Tensor, "*size maps"], Float[Tensor, "*size maps"]]:
     """Return the mean and the deviation that a head standardises by, as `TDSMClassifier` says."""
     kind = HEADS[head.kind]
+    if kind.convolves and train.is_picture:
+        mean, deviation = statistics_of(train, by_place=False)
+        size = train.features.shape[1:]
+        return mean.expand(size), deviation.expand(size)
     mean, deviation = statistics_of(train, by_place=kind.needs_size)
     if kind.convolves:
         deviation = deviation.square().mean((0, 1)).sqrt().expand_as(mean)

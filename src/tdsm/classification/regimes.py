@@ -146,7 +146,7 @@ def new_classifier(
     with torch.no_grad():
         parts = [images.floats(part).to(device) for part in sample.split(READ)]
         shown = torch.cat([read_features(field, part, field.encode(part), maps, config.features) for part in parts])
-    samples = Samples(FeatureRows([shown]), images.labels[sample])
+    samples = Samples.of(FEATURES[config.features], FeatureRows([shown]), images.labels[sample])
     head = new_head(config.head, statistics_for(config.head, samples), samples, len(images.classes), seed)
     return FieldClassifier(field, head.to(device), maps, config.features)
 

@@ -72,6 +72,11 @@ class FeatureKind:
         return not self.is_sequence and (self.is_decoded or not self.settings)
 
     @property
+    def is_picture(self) -> bool:
+        """Whether its channels are colours, which mean the same at every place."""
+        return self.is_spatial and not self.is_map
+
+    @property
     def is_token_map(self) -> bool:
         """Whether its channels are what each token decodes to."""
         return self.is_map and self.is_decoded

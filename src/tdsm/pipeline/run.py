@@ -87,7 +87,7 @@ class Run:
         parts = [self.features(split, is_trained=row.is_trained, view=view).rows(row.features) for view in views]
         rows = parts[0] if len(parts) == 1 else FeatureRows([shard for part in parts for shard in part.shards])
         labels = self.images(split).labels.repeat(len(parts))
-        return Samples(rows, labels, is_spatial=FEATURES[row.features].is_spatial)
+        return Samples.of(FEATURES[row.features], rows, labels)
 
     def notes(self) -> list[str]:
         """List, in plain sentences, what a reader of the run's numbers must know."""

@@ -27,6 +27,7 @@ from tdsm.decomposition.measures import effective_rank, redundancy
 from tdsm.decomposition.select import select_tokens
 from tdsm.features.config import MapConfig
 from tdsm.features.extract import FeatureSet, fingerprint_field
+from tdsm.features.kinds import FEATURES
 from tdsm.models.field import NeuralField
 from tdsm.pipeline import link
 from tdsm.pipeline.data import fingerprints
@@ -41,7 +42,7 @@ from tdsm.training.reconstruction import check_training
 from tdsm.training.registry import OBJECTIVES
 
 FOLDER, RESULT = "study-objectives", "result.json"
-FEATURES = ("solo", "tokens")
+PROBED = ("solo", "tokens")
 COLUMNS = {
     "psnr": "dB",
     "psnr_quarter": "dB from a quarter",
@@ -114,7 +115,7 @@ def objectives_table(rows: list[dict], config: ObjectiveStudyConfig) -> Table:
 def _half_width(row: dict) -> float:
     """Return half the width of the wider interval of a field's two accuracies."""
     total = row["test_images"]
-    bounds = [wilson_interval(round(row[f"{feature}_accuracy"] * total), total) for feature in FEATURES]
+    bounds = [wilson_interval(round(row[f"{feature}_accuracy"] * total), total) for feature in PROBED]
     return max(bound.high - bound.low for bound in bounds) / 2
 
 
@@ -168,7 +169,7 @@ def _write(
 ) -> None:
     row = {"objective": name, "seed": seed, "tokens": field.config.num_tokens}
     row |= _reconstruction(field, run.data.test) | _components(field, run.data.test, config.images, run.config.seed)
-    for feature in FEATURES:
+    for feature in PROBED:
         row |= _probe(run, field, feature, data, place, seed, config)
     io.write_json(folder / RESULT, row)
 
@@ -221,7 +222,7 @@ def _probe(
     for split in SPLITS:
         images: ImageSet = getattr(data, split)
         sets = FeatureSet(folder / "features" / split, field, field_hash, images, maps, say=run.say)
-        samples[split] = Samples(sets.rows(feature), images.labels)
+        samples[split] = Samples.of(FEATURES[feature], sets.rows(feature), images.labels)
     probe, classes = ProbeConfig(epochs=config.epochs, learning_rates=config.learning_rates), len(data.train.classes)
     start = derive_seed(run.config.seed, "objectives", seed)
     numbers, _ = fit_and_test(config.head, samples, classes, probe, start, run.device)

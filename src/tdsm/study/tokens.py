@@ -6,7 +6,7 @@ validation, equal seeds; test is read once a row and seed. All tokens stand besi
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -170,4 +170,4 @@ def _keep(part: Samples, chosen: Sequence[int], num_tokens: int) -> Samples:
     if len(chosen) == num_tokens:
         return part
     maps = torch.arange(part.features.shape[-1]).unflatten(0, (num_tokens, -1))[list(chosen)].flatten()
-    return Samples(changed(part.features, lambda values: values[..., maps]), part.labels)
+    return replace(part, features=changed(part.features, lambda values: values[..., maps]))

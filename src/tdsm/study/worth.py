@@ -197,7 +197,7 @@ def _samples(study: Study, entry: Entry, split: str) -> Samples:
     if entry.train and split == "train":
         few = torch.randperm(len(labels), generator=generator(study.run.config.seed, "study", "few"))[: entry.train]
         features, labels = FeatureRows([features[few]]), labels[few]
-    return Samples(features, labels)
+    return Samples.of(kind, features, labels)
 
 
 def _first(features: Tensor, count: int, is_sequence: bool) -> Tensor:
