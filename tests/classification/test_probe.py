@@ -330,7 +330,7 @@ def test_further_seeds_are_trained_at_what_the_first_chose(monkeypatch):
 
     monkeypatch.setattr(frozen, "_fit_once", spy)
     config = PROBE.model_copy(update={"seeds": 3})
-    choices = fit_seeds(HeadConfig(), train, validation, 3, config, 7, "cpu")
+    choices = list(fit_seeds(HeadConfig(), train, validation, 3, config, 7, "cpu"))
     rate, decay = (choices[0].settings[name] for name in ("learning_rate", "weight_decay"))
     assert [arguments[0] for arguments in seen[:4]] == [7] * 4
     assert [arguments[1:] for arguments in seen[4:]] == [(rate, decay)] * 2

@@ -109,7 +109,7 @@ def test_the_head_is_the_best_penalty_on_validation(monkeypatch, values):
 
 def test_there_is_one_of_any_number_of_seeds():
     arguments = HeadConfig(kind="ridge"), samples(60, 1), samples(45, 2), 3
-    choices = [fit_seeds(*arguments, ProbeConfig(seeds=3), seed, "cpu") for seed in (0, 7)]
+    choices = [list(fit_seeds(*arguments, ProbeConfig(seeds=3), seed, "cpu")) for seed in (0, 7)]
     assert [len(found) for found in choices] == [1, 1]
     for name, value in choices[0][0].classifier.state_dict().items():
         assert torch.equal(choices[1][0].classifier.state_dict()[name], value)

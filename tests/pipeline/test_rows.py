@@ -245,7 +245,7 @@ def test_no_setting_of_heads_changes_without_a_row_that_notices(fresh, name):
 def test_a_stored_head_is_the_one_that_validation_chose(run):
     (kept,), row = choices_of(run, "tdsm-avg"), ROWS["tdsm-avg"]
     validation = run.samples(row, "validation")
-    (fitted,) = module._fit(run, row, run.samples(row, "train"), validation)
+    (fitted,) = module._fit(run, row, [], run.samples(row, "train"), validation)
     assert (kept["validation_accuracy"], kept["settings"]) == (fitted.accuracy, fitted.settings)
     assert (probe.predict(fitted.classifier, validation.features, "cpu") == validation.labels).double().mean() == (
         pytest.approx(fitted.accuracy)
@@ -315,7 +315,8 @@ def test_the_first_of_several_seeds_is_the_only_one_of_one(run, three):
 def test_further_seeds_are_heads_of_their_own_chosen_at_the_firsts_rate_and_decay(three):
     row = ROWS["tdsm-avg"]
     validation = three.samples(row, "validation")
-    choices, fits = module._fit(three, row, three.samples(row, "train"), validation), choices_of(three, "tdsm-avg")
+    choices = list(module._fit(three, row, [], three.samples(row, "train"), validation))
+    fits = choices_of(three, "tdsm-avg")
     assert len({fits[0]["settings"]["learning_rate"], *(c.settings["learning_rate"] for c in choices)}) == 1
     for number, (kept, fitted) in enumerate(zip(fits, choices, strict=True)):
         assert (kept["validation_accuracy"], kept["settings"]) == (fitted.accuracy, fitted.settings)
@@ -368,30 +369,53 @@ def test_test_is_read_once_a_row_and_seed(three, tmp_path, monkeypatch):
     assert read == [60] * 2 * 3
 
 
-@pytest.mark.parametrize("fits", [1, 5], ids=["in_the_first_row", "in_the_second_head"])
-def test_fitting_interrupted_between_seeds_ends_as_if_it_had_not_been(three, tmp_path, monkeypatch, fits):
-    shutil.copytree(three.path, tmp_path / "run")
-    run, whole, made = moved(three, tmp_path / "run"), probe.fit_head, []
-    shutil.rmtree(run.path / "rows")
+def interrupt(run, monkeypatch, fits):
+    """Fit the rows of a run until so many heads are fitted; return a list of all that are from then on."""
+    whole, made = probe.fit_head, []
 
-    def interrupted(*arguments):
+    def counted(*arguments):
         if len(made) == fits:
             raise KeyboardInterrupt
         made.append(arguments)
         return whole(*arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "_warm_up", lambda run: None)
-        patch.setattr(probe, "fit_head", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            fit_rows(run)
+    monkeypatch.setattr(module, "_warm_up", lambda run: None)
+    monkeypatch.setattr(probe, "fit_head", counted)
+    with pytest.raises(KeyboardInterrupt):
+        fit_rows(run)
+    further = []
+    monkeypatch.setattr(probe, "fit_head", lambda *arguments: further.append(arguments) or whole(*arguments))
+    return further
+
+
+@pytest.mark.parametrize("fits", [1, 2, 5], ids=["after_one", "after_two", "in_the_second_row"])
+def test_fitting_interrupted_between_seeds_goes_on_and_ends_as_if_it_had_not_been(three, tmp_path, monkeypatch, fits):
+    shutil.copytree(three.path, tmp_path / "run")
+    run = moved(three, tmp_path / "run")
+    shutil.rmtree(run.path / "rows")
+    further = interrupt(run, monkeypatch, fits)
     assert list(content(run.path, "rows/*/choice.json")) == [
-        f"rows/{name}/choice.json" for name in sorted(SEEDED_ROWS[: fits // 2])
+        f"rows/{name}/choice.json" for name in sorted(SEEDED_ROWS[: 2 * (fits // 3)])
     ]
     fit_rows(run)
+    assert len(further) == 6 - fits
     assert content(run.path, "rows/*/*.safetensors") == content(three.path, "rows/*/*.safetensors")
+    assert not content(run.path, "fitting/*/*")
     for name in SEEDED_ROWS:
         assert choices_of(run, name) == choices_of(three, name)
+
+
+def test_seeds_of_a_stopped_row_count_only_while_they_are_what_was_fitted(three, tmp_path, monkeypatch):
+    shutil.copytree(three.path, tmp_path / "run")
+    run = moved(three, tmp_path / "run")
+    shutil.rmtree(run.path / "rows")
+    further = interrupt(run, monkeypatch, 2)
+    with open(run.path / "fitting/tdsm-avg/seed-0.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    fit_rows(run)
+    assert len(further) == 6
+    assert content(run.path, "rows/*/*.safetensors") == content(three.path, "rows/*/*.safetensors")
 
 
 def test_the_field_is_frozen_bit_for_bit(fresh):

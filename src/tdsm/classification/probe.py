@@ -97,21 +97,31 @@ def fit_head(
 
 
 def fit_seeds(
-    head: HeadConfig, train: Samples, validation: Samples, num_classes: int, config: ProbeConfig, seed: int, device: str
-) -> list[Choice]:
+    head: HeadConfig,
+    train: Samples,
+    validation: Samples,
+    num_classes: int,
+    config: ProbeConfig,
+    seed: int,
+    device: str,
+    done: Sequence[Choice] = (),
+) -> Iterator[Choice]:
     """Choose with the first seed, then train a head for each further one at that learning rate and weight decay.
 
     Every seed keeps its own epoch, the one that is best on validation. A head that is solved has no seed, and comes
-    once.
+    once. Choices come as they are made; of seeds that are `done` they are given back as they are.
     """
     train, validation = (samples.near(torch.device(device)) for samples in (train, validation))
-    first = fit_head(head, train, validation, num_classes, config, seed, device)
+    first = done[0] if done else fit_head(head, train, validation, num_classes, config, seed, device)
+    yield first
     if HEADS[head.kind].is_solved:
-        return [first]
+        return
+    yield from done[1:]
     rate, decay = first.settings["learning_rate"], first.settings["weight_decay"]
     chosen = config.model_copy(update={"learning_rates": (rate,), "weight_decays": (decay,)})
-    seeds = [derive_seed(seed, "probe", number) for number in range(1, config.seeds)]
-    return [first, *(fit_head(head, train, validation, num_classes, chosen, other, device) for other in seeds)]
+    for number in range(max(1, len(done)), config.seeds):
+        other = derive_seed(seed, "probe", number)
+        yield fit_head(head, train, validation, num_classes, chosen, other, device)
 
 
 def fit_knn(train: Samples, validation: Samples, num_classes: int, config: ProbeConfig) -> Choice:

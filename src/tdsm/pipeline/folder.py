@@ -9,6 +9,7 @@
     checkpoints/         the two newest states of a training under way
     features/            stored tokens and maps
     rows/NAME/           one head or baseline, as chosen on validation
+    fitting/NAME/        seeds of one that are fitted already, while others are not
     scores/NAME/         its predictions and scores on test
     quality/ regimes/ analysis/ study-…/    what else was asked
     table.md table.json report.html figures/    for people; nothing reads them back

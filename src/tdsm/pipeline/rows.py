@@ -1,11 +1,13 @@
 """The rows of a run's table: each fitted and chosen on validation, then scored on test.
 
 rows/NAME/     choice.json, timing.json, seed-0.safetensors … one a seed; k-NN has neither seeds nor weights
+fitting/NAME/  the same of a row whose seeds are not all fitted yet, to go on from
 scores/NAME/   score.json, predictions.safetensors: the classes every seed gave the test samples
 """
 
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +20,7 @@ from torch import Tensor
 from tdsm.base import io
 from tdsm.base.errors import CheckpointError
 from tdsm.base.progress import track
+from tdsm.base.text import count_of
 from tdsm.classification.config import HeadConfig
 from tdsm.classification.heads import TDSMClassifier, make_head
 from tdsm.classification.probe import Choice, Samples, fit_knn, fit_seeds, predict, predict_knn
@@ -29,7 +32,7 @@ from tdsm.models.weights import count_parameters, load_strictly
 from tdsm.pipeline import link
 from tdsm.pipeline.run import Run, chosen_rows
 
-ROWS_FOLDER, SCORES_FOLDER = "rows", "scores"
+ROWS_FOLDER, SCORES_FOLDER, FITTING = "rows", "scores", "fitting"
 CHOICE, TIMING, SCORE, PREDICTIONS = "choice.json", "timing.json", "score.json", "predictions.safetensors"
 
 
@@ -44,6 +47,7 @@ def fit_rows(run: Run) -> None:
     for name, row in missing.items():
         fill = partial(_fit_and_write, run=run, name=name, row=row)
         link.keep(run.path / ROWS_FOLDER / name, row_origin(run, row), fill, holds=[CHOICE], say=run.say)
+        shutil.rmtree(run.path / FITTING / name, ignore_errors=True)
 
 
 def score_rows(run: Run) -> list[dict]:
@@ -149,16 +153,34 @@ def _fault(run: Run, name: str, row: Row) -> str | None:
 
 
 def _fit_and_write(folder: Path, run: Run, name: str, row: Row) -> None:
+    """Fit a row and write it, seed by seed aside as well, so that one that is stopped goes on with the next seed."""
     samples = () if row.features is None else (run.samples(row, "train"), run.samples(row, "validation"))
-    began = time.monotonic()
-    choices = _fit(run, row, *samples)
-    seconds = time.monotonic() - began
-    _write_choices(folder, choices)
-    io.write_json(folder / TIMING, {"seconds": seconds})
+    aside, made_from = run.path / FITTING / name, row_origin(run, row)
+    done, seconds = _fitted_before(run, aside, made_from, *samples)
+    choices = list[Choice]()
+    began = time.monotonic() - seconds
+    for choice in _fit(run, row, done, *samples):
+        choices.append(choice)
+        seconds = time.monotonic() - began
+        if choice.classifier is not None and len(done) < len(choices) < run.config.probe.seeds:
+            io.write_folder(aside, partial(_write_choices, choices=choices, seconds=seconds), made_from)
+    _write_choices(folder, choices, seconds)
     run.say(f"{name}: validation {100 * fmean(choice.accuracy for choice in choices):.1f} %, {seconds:.1f} s")
 
 
-def _fit(run: Run, row: Row, *samples: Samples) -> list[Choice]:
+def _fitted_before(run: Run, aside: Path, made_from: dict[str, Any], *samples: Samples) -> tuple[list[Choice], float]:
+    """Return the choices of the seeds that were fitted before the row was stopped, and the seconds they took."""
+    if link.fault(aside, made_from, holds=[CHOICE, TIMING]) is not None:
+        return [], 0.0
+    fits = io.read_object(aside / CHOICE)["fits"]
+    height, width, maps = samples[0].features.shape[1:]
+    heads = classifiers_in(aside, (height, width, maps), len(run.data.train.classes))
+    done = [Choice(fit["validation_accuracy"], fit["settings"], head) for fit, head in zip(fits, heads, strict=True)]
+    run.say(f"{aside.name}: goes on after {count_of(len(done), 'seed')}.")
+    return done, io.read_object(aside / TIMING)["seconds"]
+
+
+def _fit(run: Run, row: Row, done: Sequence[Choice], *samples: Samples) -> Iterable[Choice]:
     """Fit a row to training and validation samples once a seed; what has no seed is fitted once."""
     classes, probe = len(run.data.train.classes), run.config.probe
     if row.features is None:
@@ -168,7 +190,7 @@ def _fit(run: Run, row: Row, *samples: Samples) -> list[Choice]:
     train, validation = samples
     if row.head is None:
         return [fit_knn(train, validation, classes, probe)]
-    return fit_seeds(row.head, train, validation, classes, probe, run.config.seed, run.device)
+    return fit_seeds(row.head, train, validation, classes, probe, run.config.seed, run.device, done)
 
 
 def _warm_up(run: Run) -> None:
@@ -176,10 +198,10 @@ def _warm_up(run: Run) -> None:
     few = torch.arange(8)
     samples = Samples(FeatureRows([torch.zeros(8, 1, 1, 2)]), run.data.train.labels[few])
     config = run.config.probe.model_copy(update={"epochs": 1, "seeds": 1})
-    fit_seeds(HeadConfig(), samples, samples, len(run.data.train.classes), config, 0, run.device)
+    list(fit_seeds(HeadConfig(), samples, samples, len(run.data.train.classes), config, 0, run.device))
 
 
-def _write_choices(folder: Path, choices: list[Choice]) -> None:
+def _write_choices(folder: Path, choices: Sequence[Choice], seconds: float) -> None:
     fits = [{"validation_accuracy": choice.accuracy, "settings": choice.settings} for choice in choices]
     entry: dict[str, Any] = {"fits": fits, "parameters": 0, "head": None}
     for number, choice in enumerate(choices):
@@ -187,6 +209,7 @@ def _write_choices(folder: Path, choices: list[Choice]) -> None:
             entry |= {"parameters": count_parameters(classifier), "head": classifier.config.model_dump(mode="json")}
             io.write_tensors(folder / f"seed-{number}.safetensors", classifier.state_dict())
     io.write_json(folder / CHOICE, entry)
+    io.write_json(folder / TIMING, {"seconds": seconds})
 
 
 def _score_link(run: Run, name: str, row: Row) -> tuple[Path, dict[str, Any]]:
