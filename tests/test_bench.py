@@ -274,14 +274,15 @@ def test_a_card_is_waited_for_and_counts_its_memory_itself(monkeypatch):
         "reset_peak_memory_stats": lambda device: calls.append("reset"),
         "memory_allocated": lambda device: 100,
         "max_memory_allocated": lambda device: 350,
-        "mem_get_info": lambda device: (7.0, 9.0),
+        "memory_reserved": lambda device: 140,
+        "mem_get_info": lambda device: (7, 9),
     }
     for name, function in fake.items():
         monkeypatch.setattr(torch.cuda, name, function)
     _, peak = measure.peak_memory(lambda: calls.append("work"), card)
     assert peak == 250
     assert calls == ["reset", "wait", "work", "wait"]
-    assert measure.free_bytes(card) == 7
+    assert measure.free_bytes(card) == 7 + 40
 
 
 def test_bandwidth_is_bytes_over_seconds(monkeypatch):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tdsm.base.device import room
 from tdsm.decomposition.kernels import cpu
 
 SAMPLE_SECONDS = 0.002
@@ -69,7 +70,7 @@ def resident_bytes() -> int | None:
 def free_bytes(device: torch.device) -> float:
     """Return the memory that can still be had; infinite where the system does not say."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return float(room(device))
     meminfo = Path("/proc/meminfo")
     lines = meminfo.read_text().splitlines() if meminfo.exists() else []
     kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tdsm.base.device import room
 from tdsm.base.errors import UsageError
 from tdsm.decomposition.definition import Queries, default_chunk
 from tdsm.decomposition.kernels.gated_sum import BACKENDS, fastest, serves
@@ -86,8 +87,7 @@ def _check_backend(backend: str, summed: Tensor, channels: int) -> None:
 def _map_floats(queries: Queries) -> int:
     if queries.device.type != "cuda":
         return MAP_FLOATS
-    free, _ = torch.cuda.mem_get_info(queries.device)
-    return max(MAP_FLOATS, free // 16)  # a quarter of what is free, in floats of 4 bytes
+    return max(MAP_FLOATS, room(queries.device) // 16)  # a quarter of what is free, in floats of 4 bytes
 
 
 def _logged(plan: Plan) -> Plan:
