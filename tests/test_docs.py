@@ -1,6 +1,8 @@
 """What README.md and the pages of docs/ show works as shown, and the site that is built of them holds it."""
 
+import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -130,3 +132,15 @@ def test_the_explorer_on_the_site_is_the_page_as_it_is_now():
     kept, page = (ROOT / "docs" / "explorer" / "digits.html").read_text(), files("tdsm.explore") / "page"
     for name in ("page.css", *SCRIPTS):
         assert (page / name).read_text().strip("\n") in kept, name
+
+
+def test_the_picture_of_the_findings_shows_rows_of_results():
+    script = runpy.run_path(str(ROOT / "docs" / "findings.py"))
+    figure = script["drawn"]()
+    assert [axes.get_title(loc="left") for axes in figure.axes] == list(script["PANELS"])
+    for axes, folder in zip(figure.axes, script["PANELS"].values(), strict=True):
+        tables = {table for *_, (table, _) in script["LINES"]}
+        rows = [row for name in tables for row in json.loads((ROOT / f"results/{folder}/{name}.json").read_text())]
+        dots = [line.get_xdata().item() for line in axes.lines if len(line.get_xdata()) == 1]
+        assert len(dots) == len(script["LINES"])
+        assert set(dots) <= {100 * row["accuracy"] for row in rows}
