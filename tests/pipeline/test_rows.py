@@ -405,17 +405,57 @@ def test_fitting_interrupted_between_seeds_goes_on_and_ends_as_if_it_had_not_bee
         assert choices_of(run, name) == choices_of(three, name)
 
 
-def test_seeds_of_a_stopped_row_count_only_while_they_are_what_was_fitted(three, tmp_path, monkeypatch):
+def damage(run):
+    with open(run.path / "fitting/tdsm-avg/seed-0.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    return run
+
+
+def misfit(run):
+    """Seal seeds of other features under the row's name, as a change of the head's code would leave them."""
+    folder = run.path / "fitting/tdsm-avg"
+    made_from = io.read_manifest(folder).made_from
+    weights = {name: value[..., :1] for name, value in io.read_tensors(folder / "seed-0.safetensors").items()}
+    io.write_tensors(folder / "seed-0.safetensors", weights)
+    (folder / "manifest.json").unlink()
+    io.seal_folder(folder, made_from)
+    return run
+
+
+def with_probe(run, **changes):
+    return replace(run, config=run.config.model_copy(update={"probe": run.config.probe.model_copy(update=changes)}))
+
+
+def other_settings(run):
+    return with_probe(run, weight_decays=(0.3,))
+
+
+@pytest.mark.parametrize("change", [damage, misfit, other_settings])
+def test_seeds_of_a_stopped_row_count_only_while_they_are_what_was_fitted(three, tmp_path, monkeypatch, change):
+    shutil.copytree(three.path, tmp_path / "run")
+    run, said = moved(three, tmp_path / "run"), []
+    shutil.rmtree(run.path / "rows")
+    further = interrupt(run, monkeypatch, 2)
+    fit_rows(replace(change(run), say=said.append))
+    assert len(further) == 6
+    assert sum("what was fitted before it was stopped is left" in words for words in said) == 1
+    if change is not other_settings:
+        assert content(run.path, "rows/*/*.safetensors") == content(three.path, "rows/*/*.safetensors")
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 4])
+def test_a_stopped_row_goes_on_for_another_number_of_seeds(three, tmp_path, monkeypatch, seeds):
     shutil.copytree(three.path, tmp_path / "run")
     run = moved(three, tmp_path / "run")
     shutil.rmtree(run.path / "rows")
     further = interrupt(run, monkeypatch, 2)
-    with open(run.path / "fitting/tdsm-avg/seed-0.safetensors", "r+b") as file:
-        file.seek(-1, 2)
-        file.write(b"?")
-    fit_rows(run)
-    assert len(further) == 6
-    assert content(run.path, "rows/*/*.safetensors") == content(three.path, "rows/*/*.safetensors")
+    fit_rows(with_probe(run, seeds=seeds, rows=("tdsm-avg",)))
+    assert len(further) == max(0, seeds - 2)
+    heads, whole = (content(path, "rows/tdsm-avg/*.safetensors") for path in (run.path, three.path))
+    assert len(heads) == seeds
+    assert dict(list(heads.items())[:3]) == dict(list(whole.items())[:seeds])
+    assert not content(run.path, "fitting/*/*")
 
 
 def test_the_field_is_frozen_bit_for_bit(fresh):

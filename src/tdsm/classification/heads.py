@@ -28,7 +28,7 @@ Logits = Float[Tensor, "batch classes"]
 class Head(nn.Module):
     """A head is made for a number of maps and classes, for maps of a size, as settings say, and gives class scores."""
 
-    needs_size: ClassVar[bool] = False  # reads maps of one size only, every value of them centred by itself
+    needs_size: ClassVar[bool] = False  # reads maps of one size only
     convolves: ClassVar[bool] = False  # weighs alike at every place, so that a channel's places must share a scale
     is_solved: ClassVar[bool] = False  # fitted at once by `solve` instead of step by step
     width_option: ClassVar[str | None] = None  # the setting that makes it wider

@@ -78,8 +78,8 @@ def fit_head(
 
     A head that is solved is solved for every penalty. Any other is trained for every learning rate and weight decay,
     by AdamW on the cross-entropy, until validation stops improving, and keeps its best epoch. With `race_epochs` set,
-    only those go on that were best after a short race. Features are standardised by the training samples,
-    value by value, or channel by channel for heads that take maps of any size.
+    only those go on that were best after a short race. Features are standardised by the training samples, as
+    `TDSMClassifier` says.
 
     Raises:
         NonFiniteError: If loss or weights are not finite for any of the settings.
@@ -297,8 +297,8 @@ def _fit_once(
     """Train one head for at most so many rounds, and keep the best of them.
 
     A round is an epoch, or as many as make `ROUND` steps; after each validation is measured. The rate rises over the
-    first epoch, falls by a cosine to zero over all, and to a fifth whenever a third of the patience has passed without
-    a better round.
+    first epoch, or a tenth of all steps if that is less, falls by a cosine to zero over all, and to a fifth whenever a
+    third of the patience has passed without a better round.
     """
     order = Order(len(train.features), config.batch_size, seed, purpose="head order", keeps_rest=True)
     classifier = new_head(head, statistics, train, num_classes, seed).to(device)

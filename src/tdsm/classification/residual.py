@@ -29,7 +29,7 @@ class ResidualNetwork(Head):
     Patches are 2×2 and overlap, but for maps larger than 32 × 32; the filters that read them stay as they are, and each
     has both signs. A stage convolves, halves the size by the maximum, and adds `depth` convolutions to what it then
     has; stages are `width`, 2 · `width` and 4 · `width` wide. All convolutions are 3×3 and normalised over the batch,
-    which keeps images apart only once training is over.
+    so that in training an image's scores depend on the others of its batch.
     """
 
     patches: Tensor

@@ -24,6 +24,7 @@ from tdsm.base.text import count_of
 from tdsm.classification.config import HeadConfig
 from tdsm.classification.heads import TDSMClassifier, make_head
 from tdsm.classification.probe import Choice, Samples, fit_knn, fit_seeds, predict, predict_knn
+from tdsm.classification.registry import HEADS
 from tdsm.classification.rows import ROWS, Row, settings_of
 from tdsm.classification.scores import majority, scores
 from tdsm.features.kinds import FEATURES
@@ -44,6 +45,8 @@ def fit_rows(run: Run) -> None:
         extract(run, missing, split)
     if missing:
         _warm_up(run)
+    for name in rows.keys() - missing.keys():
+        shutil.rmtree(run.path / FITTING / name, ignore_errors=True)
     for name, row in missing.items():
         fill = partial(_fit_and_write, run=run, name=name, row=row)
         link.keep(run.path / ROWS_FOLDER / name, row_origin(run, row), fill, holds=[CHOICE], say=run.say)
@@ -155,14 +158,16 @@ def _fault(run: Run, name: str, row: Row) -> str | None:
 def _fit_and_write(folder: Path, run: Run, name: str, row: Row) -> None:
     """Fit a row and write it, seed by seed aside as well, so that one that is stopped goes on with the next seed."""
     samples = () if row.features is None else (run.samples(row, "train"), run.samples(row, "validation"))
+    has_seeds = row.head is not None and not HEADS[row.head.kind].is_solved
     aside, made_from = run.path / FITTING / name, row_origin(run, row)
-    done, seconds = _fitted_before(run, aside, made_from, *samples)
+    made_from["probe"].pop("seeds", None)  # one asked for more of them, or fewer, goes on all the same
+    done, seconds = _fitted_before(run, aside, made_from, *samples) if has_seeds else ([], 0.0)
     choices = list[Choice]()
     began = time.monotonic() - seconds
     for choice in _fit(run, row, done, *samples):
         choices.append(choice)
         seconds = time.monotonic() - began
-        if choice.classifier is not None and len(done) < len(choices) < run.config.probe.seeds:
+        if has_seeds and len(done) < len(choices) < run.config.probe.seeds:
             io.write_folder(aside, partial(_write_choices, choices=choices, seconds=seconds), made_from)
     _write_choices(folder, choices, seconds)
     run.say(f"{name}: validation {100 * fmean(choice.accuracy for choice in choices):.1f} %, {seconds:.1f} s")
@@ -170,12 +175,20 @@ def _fit_and_write(folder: Path, run: Run, name: str, row: Row) -> None:
 
 def _fitted_before(run: Run, aside: Path, made_from: dict[str, Any], *samples: Samples) -> tuple[list[Choice], float]:
     """Return the choices of the seeds that were fitted before the row was stopped, and the seconds they took."""
-    if link.fault(aside, made_from, holds=[CHOICE, TIMING]) is not None:
+    if not aside.exists():
+        return [], 0.0
+    height, width, maps = samples[0].features.shape[1:]
+    try:
+        reason = link.fault(aside, made_from, holds=[CHOICE, TIMING])
+        heads = [] if reason else list(classifiers_in(aside, (height, width, maps), len(run.data.train.classes)))
+    except CheckpointError as error:
+        reason = str(error)
+    if reason:
+        run.say(f"{aside.name}: what was fitted before it was stopped is left, {reason}.")
         return [], 0.0
     fits = io.read_object(aside / CHOICE)["fits"]
-    height, width, maps = samples[0].features.shape[1:]
-    heads = classifiers_in(aside, (height, width, maps), len(run.data.train.classes))
     done = [Choice(fit["validation_accuracy"], fit["settings"], head) for fit, head in zip(fits, heads, strict=True)]
+    done = done[: run.config.probe.seeds]
     run.say(f"{aside.name}: goes on after {count_of(len(done), 'seed')}.")
     return done, io.read_object(aside / TIMING)["seconds"]
 

@@ -1,7 +1,7 @@
 """How the study of worth reads every feature: alike in width, in parameters, or as its kind asks for."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -107,7 +107,7 @@ def _components(values: Float[Tensor, "samples width"], most: int) -> Float[Tens
 
 
 def _changed(samples: Splits, change: Callable[[Tensor], Tensor]) -> Splits:
-    return {split: replace(part, features=changed(part.features, change)) for split, part in samples.items()}
+    return {split: Samples(changed(part.features, change), part.labels) for split, part in samples.items()}
 
 
 RIDGE = Reading("ridge regression on all values, λ chosen on validation; one solution, no seed", _ridge, has_seed=False)
