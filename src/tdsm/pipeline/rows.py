@@ -182,7 +182,7 @@ def _fitted_before(run: Run, aside: Path, made_from: dict[str, Any], *samples: S
         reason = link.fault(aside, made_from, holds=[CHOICE, TIMING])
         heads = [] if reason else list(classifiers_in(aside, (height, width, maps), len(run.data.train.classes)))
     except CheckpointError as error:
-        reason = str(error)
+        reason = str(error).rstrip(".")
     if reason:
         run.say(f"{aside.name}: what was fitted before it was stopped is left, {reason}.")
         return [], 0.0
