@@ -17,6 +17,7 @@ from tdsm.classification.heads import Head, Logits, Maps, channels_first, last_l
 from tdsm.training import processes
 
 LARGE = 32  # longest side that is read patch by overlapping patch
+COMPONENTS = 4  # most principal components of patches that are read, in multiples of the width
 NOISE = 1e-3  # added to the variance of a patch's component, so that what hardly varies is not made loud
 SCORED = 3.0  # norm of what is scored, were all its values 1: maxima are far from 0, and scores are to begin near it
 MOMENTUM = 0.1  # share of a step's statistics in those that hold after training
@@ -26,10 +27,10 @@ READ_VALUES = 2**24  # most values of training maps that patches are whitened by
 class ResidualNetwork(Head):
     """A small residual network: whitened patches, three stages, the maximum over places, linear.
 
-    Patches are 2×2 and overlap, but for maps larger than 32 × 32; the filters that read them stay as they are, and each
-    has both signs. A stage convolves, halves the size by the maximum, and adds `depth` convolutions to what it then
-    has; stages are `width`, 2 · `width` and 4 · `width` wide. All convolutions are 3×3 and normalised over the batch,
-    so that in training an image's scores depend on the others of its batch.
+    Patches are 2×2 and overlap, but for maps larger than 32 × 32; the filters that read them, at most 4 · `width`,
+    stay as they are, and each has both signs. A stage convolves, halves the size by the maximum, and adds `depth`
+    convolutions to what it then has; stages are `width`, 2 · `width` and 4 · `width` wide. All convolutions are 3×3
+    and normalised over the batch, so that in training an image's scores depend on the others of its batch.
     """
 
     patches: Tensor
@@ -38,7 +39,7 @@ class ResidualNetwork(Head):
     def __init__(self, num_maps: int, num_classes: int, size: tuple[int, int], config: HeadConfig):
         super().__init__(num_maps, num_classes, size, config)
         window = min(2, *size)
-        self.components = min(num_maps * window**2, config.width)
+        self.components = min(num_maps * window**2, COMPONENTS * config.width)
         self.stride, shape = 2 if max(size) > LARGE else 1, (self.components, num_maps, window, window)
         self.register_buffer("patches", torch.randn(shape) / (num_maps * window**2) ** 0.5)
         layers, before = list[nn.Module](), 2 * self.components
