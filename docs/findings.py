@@ -23,7 +23,7 @@ LINES = [
     (FULL, "reconstruction, moved", "all tokens decoded together", ("table-wide-moved", "reconstruction-resnet_wide")),
     (FULL, "reconstruction", "all tokens decoded together", ("table-wide", "reconstruction-resnet_wide")),
     (FULL, "additive maps", "one map a token", ("table-wide-additive", "additive-resnet_wide")),
-    (SMALL, "tokens", "tokens", ("table", "tokens-mlp_dropout")),
+    (SMALL, "tokens", "tokens", ("table-tokens", "tokens-mlp_dropout")),
     (SMALL, "attention maps", "one map a token", ("table", "attention-mlp_dropout")),
 ]
 PANELS = {"Fashion-MNIST": "fashion-mnist-gpu", "CIFAR-10 (JPEG)": "cifar10-gpu"}
@@ -65,8 +65,9 @@ def drawn() -> Figure:
 
 
 def found(folder: str, table: str, name: str) -> dict:
-    """Return a row of a table in results/."""
-    rows = json.loads((RESULTS / folder / f"{table}.json").read_text())
+    """Return a row of a table in results/, of the first table where there is no such one."""
+    path = RESULTS / folder / f"{table}.json"
+    rows = json.loads((path if path.exists() else path.with_name("table.json")).read_text())
     return next(row for row in rows if row["name"] == name)
 
 
