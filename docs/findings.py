@@ -26,6 +26,7 @@ LINES = [
     (SMALL, "tokens", "tokens", ("table-tokens", "tokens-mlp_dropout")),
     (SMALL, "attention maps", "one map a token", ("table", "attention-mlp_dropout")),
 ]
+PLACES = [y + 0.7 * (head == SMALL) for y, (head, *_) in enumerate(LINES)]  # from the top, room between heads
 PANELS = {"Fashion-MNIST": "fashion-mnist-gpu", "CIFAR-10 (JPEG)": "cifar10-gpu"}
 
 
@@ -41,23 +42,22 @@ def drawn() -> Figure:
     """Return the figure: a panel a data set, a line a row."""
     figure = Figure((8, 2.9), layout="constrained")
     for axes, (title, folder) in zip(figure.subplots(1, 2, sharey=True), PANELS.items(), strict=True):
-        for y, (head, _, kind, (table, name)) in enumerate(LINES):
+        for place, (_, _, kind, (table, name)) in zip(PLACES, LINES, strict=True):
             row = found(folder, table, name)
-            place = y + 0.7 * (head == SMALL)
             axes.plot([100 * row["low"], 100 * row["high"]], [place, place], color=KINDS[kind], linewidth=2)
             axes.plot(100 * row["accuracy"], place, "o", color=KINDS[kind], markersize=6)
             said = f"{100 * row['accuracy']:.1f}"
             axes.annotate(said, (100 * row["high"], place), (6, 0), textcoords="offset points", va="center", size=8)
-        places = [y + 0.7 * (head == SMALL) for y, (head, *_) in enumerate(LINES)]
-        axes.set_yticks(places, [label for _, label, *_ in LINES], color=INK)
+        axes.set_yticks(PLACES, [label for _, label, *_ in LINES], color=INK)
         axes.tick_params(axis="y", length=0)
-        axes.set_ylim(places[-1] + 0.6, -0.9)
+        axes.set_ylim(PLACES[-1] + 0.6, -0.9)
         axes.margins(x=0.18)
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
         axes.set_title(title)
         axes.set_xlabel("test accuracy (%), with 95 % interval")
-        for head, top in ((FULL, -0.55), (SMALL, 4.15)):
+        for head in (FULL, SMALL):
+            top = min(place for place, (of, *_) in zip(PLACES, LINES, strict=True) if of == head) - 0.55
             axes.text(0.0, top, head, transform=axes.get_yaxis_transform(), size=7.5, color=FAINT, style="italic")
     keys = [Line2D([], [], color=colour, marker="o", linewidth=2, label=kind) for kind, colour in KINDS.items()]
     figure.legend(handles=keys, loc="outside lower center", ncols=4)

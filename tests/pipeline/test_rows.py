@@ -53,6 +53,10 @@ def fresh(tmp_path):
     return Run(tmp_path, config, digits(), initial_field(config, 1).eval(), silent)
 
 
+def with_probe(run, **changes):
+    return replace(run, config=run.config.model_copy(update={"probe": run.config.probe.model_copy(update=changes)}))
+
+
 def stored(run, name):
     return json.loads((run.path / "scores" / name / "score.json").read_text())
 
@@ -87,8 +91,7 @@ def test_views_are_added_to_the_training_samples_alone(fresh):
 
 
 def test_heads_may_see_fewer_images_than_the_field(fresh):
-    config = fresh.config.model_copy(update={"probe": fresh.config.probe.model_copy(update={"max_train": 50})})
-    few = replace(fresh, config=config)
+    few = with_probe(fresh, max_train=50)
     seen = few.images("train")
     assert len(seen) == 50
     assert set(seen.ids.tolist()) < set(fresh.data.train.ids.tolist())
@@ -109,8 +112,7 @@ def test_neighbours_are_sought_among_training_samples_alone(fresh, monkeypatch):
         return whole(queries, blocks, neighbours)
 
     monkeypatch.setattr(probe, "nearest", spy)
-    config = fresh.config.probe.model_copy(update={"rows": ("pixels-knn",)})
-    fresh = replace(fresh, config=fresh.config.model_copy(update={"probe": config}))
+    fresh = with_probe(fresh, rows=("pixels-knn",))
     fit_rows(fresh)
     assert {len(queries) for queries, _ in seen} == {12}
     score_rows(fresh)
@@ -232,9 +234,8 @@ def test_the_majority_row_says_the_most_frequent_training_class(run):
 
 @pytest.mark.parametrize("name", sorted(ProbeConfig.model_fields.keys() - {"rows"}))
 def test_no_setting_of_heads_changes_without_a_row_that_notices(fresh, name):
-    probe = fresh.config.probe
     value = {"views": 1, "max_train": 50, "augment": {"flip": False}}.get(name, 0.123)
-    other = replace(fresh, config=fresh.config.model_copy(update={"probe": probe.model_copy(update={name: value})}))
+    other = with_probe(fresh, **{name: value})
     with warnings.catch_warnings(action="ignore"):  # of pydantic, about the value's type
         assert any(
             module.row_origin(fresh, row) != module.row_origin(other, row)
@@ -266,8 +267,7 @@ def test_a_row_that_is_not_fitted_is_named_with_what_to_do(run):
 
 
 def test_rows_fitted_before_stay_in_the_table(run):
-    config = run.config.probe.model_copy(update={"rows": ("tdsm-max",)})
-    run = replace(run, config=run.config.model_copy(update={"probe": config}))
+    run = with_probe(run, rows=("tdsm-max",))
     fit_rows(run)
     assert {row["name"] for row in score_rows(run)} == {*tinyrun.ROWS, "tdsm-max"}
 
@@ -276,8 +276,7 @@ def test_a_row_fitted_anew_is_scored_anew_and_says_how_often_test_was_read(run):
     said = []
     before = {row["name"]: row for row in score_rows(run)}
     assert {row["test_reads"] for row in before.values()} == {1}
-    config = run.config.probe.model_copy(update={"learning_rates": (1e-4,)})
-    other = replace(run, config=run.config.model_copy(update={"probe": config}), say=said.append)
+    other = replace(with_probe(run, learning_rates=(1e-4,)), say=said.append)
     fit_rows(other)
     after = {row["name"]: row for row in score_rows(other)}
     heads = [name for name in tinyrun.ROWS if ROWS[name].head is not None]
@@ -369,6 +368,13 @@ def test_test_is_read_once_a_row_and_seed(three, tmp_path, monkeypatch):
     assert read == [60] * 2 * 3
 
 
+def unfitted(run, path):
+    """Return a copy of a run without its rows."""
+    shutil.copytree(run.path, path)
+    shutil.rmtree(path / "rows")
+    return moved(run, path)
+
+
 def interrupt(run, monkeypatch, fits):
     """Fit the rows of a run until so many heads are fitted; return a list of all that are from then on."""
     whole, made = probe.fit_head, []
@@ -390,9 +396,7 @@ def interrupt(run, monkeypatch, fits):
 
 @pytest.mark.parametrize("fits", [1, 2, 5], ids=["after_one", "after_two", "in_the_second_row"])
 def test_fitting_interrupted_between_seeds_goes_on_and_ends_as_if_it_had_not_been(three, tmp_path, monkeypatch, fits):
-    shutil.copytree(three.path, tmp_path / "run")
-    run = moved(three, tmp_path / "run")
-    shutil.rmtree(run.path / "rows")
+    run = unfitted(three, tmp_path / "run")
     further = interrupt(run, monkeypatch, fits)
     assert list(content(run.path, "rows/*/choice.json")) == [
         f"rows/{name}/choice.json" for name in sorted(SEEDED_ROWS[: 2 * (fits // 3)])
@@ -418,13 +422,8 @@ def misfit(run):
     made_from = io.read_manifest(folder).made_from
     weights = {name: value[..., :1] for name, value in io.read_tensors(folder / "seed-0.safetensors").items()}
     io.write_tensors(folder / "seed-0.safetensors", weights)
-    (folder / "manifest.json").unlink()
     io.seal_folder(folder, made_from)
     return run
-
-
-def with_probe(run, **changes):
-    return replace(run, config=run.config.model_copy(update={"probe": run.config.probe.model_copy(update=changes)}))
 
 
 def other_settings(run):
@@ -433,9 +432,7 @@ def other_settings(run):
 
 @pytest.mark.parametrize("change", [damage, misfit, other_settings])
 def test_seeds_of_a_stopped_row_count_only_while_they_are_what_was_fitted(three, tmp_path, monkeypatch, change):
-    shutil.copytree(three.path, tmp_path / "run")
-    run, said = moved(three, tmp_path / "run"), []
-    shutil.rmtree(run.path / "rows")
+    run, said = unfitted(three, tmp_path / "run"), []
     further = interrupt(run, monkeypatch, 2)
     fit_rows(replace(change(run), say=said.append))
     assert len(further) == 6
@@ -446,9 +443,7 @@ def test_seeds_of_a_stopped_row_count_only_while_they_are_what_was_fitted(three,
 
 @pytest.mark.parametrize("seeds", [1, 2, 4])
 def test_a_stopped_row_goes_on_for_another_number_of_seeds(three, tmp_path, monkeypatch, seeds):
-    shutil.copytree(three.path, tmp_path / "run")
-    run = moved(three, tmp_path / "run")
-    shutil.rmtree(run.path / "rows")
+    run = unfitted(three, tmp_path / "run")
     further = interrupt(run, monkeypatch, 2)
     fit_rows(with_probe(run, seeds=seeds, rows=("tdsm-avg",)))
     assert len(further) == max(0, seeds - 2)

@@ -23,7 +23,7 @@ from tdsm.base.progress import track
 from tdsm.base.text import count_of
 from tdsm.classification.config import HeadConfig
 from tdsm.classification.heads import TDSMClassifier, make_head
-from tdsm.classification.probe import Choice, Samples, fit_knn, fit_seeds, predict, predict_knn
+from tdsm.classification.probe import Choice, Samples, fit_head, fit_knn, fit_seeds, predict, predict_knn
 from tdsm.classification.registry import HEADS
 from tdsm.classification.rows import ROWS, Row, settings_of
 from tdsm.classification.scores import majority, scores
@@ -45,11 +45,10 @@ def fit_rows(run: Run) -> None:
         extract(run, missing, split)
     if missing:
         _warm_up(run)
-    for name in rows.keys() - missing.keys():
-        shutil.rmtree(run.path / FITTING / name, ignore_errors=True)
     for name, row in missing.items():
         fill = partial(_fit_and_write, run=run, name=name, row=row)
         link.keep(run.path / ROWS_FOLDER / name, row_origin(run, row), fill, holds=[CHOICE], say=run.say)
+    for name in rows:
         shutil.rmtree(run.path / FITTING / name, ignore_errors=True)
 
 
@@ -210,8 +209,8 @@ def _warm_up(run: Run) -> None:
     """Fit a tiny head once, so that what is loaded at first use does not count in the first row's seconds."""
     few = torch.arange(8)
     samples = Samples(FeatureRows([torch.zeros(8, 1, 1, 2)]), run.data.train.labels[few])
-    config = run.config.probe.model_copy(update={"epochs": 1, "seeds": 1})
-    list(fit_seeds(HeadConfig(), samples, samples, len(run.data.train.classes), config, 0, run.device))
+    config = run.config.probe.model_copy(update={"epochs": 1})
+    fit_head(HeadConfig(), samples, samples, len(run.data.train.classes), config, 0, run.device)
 
 
 def _write_choices(folder: Path, choices: Sequence[Choice], seconds: float) -> None:
